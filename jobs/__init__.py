@@ -1,0 +1,1 @@
+"""Data in, artifact out: datasets, recipes, training, job states, store, worker. Knows no HTTP."""

@@ -1,0 +1,1 @@
+"""Uploads become validated, immutable, content-addressed datasets."""

@@ -1,0 +1,113 @@
+"""The file through which a child tells its worker how far it is.
+
+JSON lines, appended with one `write` each, so that a reader sees whole lines; the reader keeps a
+byte offset, so that any worker (or one on another host with the same folder) can go on reading.
+The last line of a child that ended well is a `result` or an `error`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from models_cache.errors import GraftError, to_wire
+
+FILE_NAME = "progress.jsonl"
+_MIN_INTERVAL_SECONDS = 0.1  # between two progress lines: a reader polls no faster
+
+
+class ProgressWriter:
+    """Appends the lines of one attempt to its progress file.
+
+    Args:
+        path: The file; its folder exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._phase = ""
+        self._phase_started = time.monotonic()
+        self._last_progress = 0.0
+
+    def phase(self, phase: str) -> None:
+        """Say which part of the work begins; restarts the clock of the estimate."""
+        self._phase = phase
+        self._phase_started = time.monotonic()
+        self._last_progress = 0.0
+        self._append({"kind": "phase", "phase": phase})
+
+    def progress(self, unit: str, done: int, total: int | None) -> None:
+        """Say how much of the phase is done; too frequent lines are dropped, the last never.
+
+        Args:
+            unit: What is counted: `images`, `steps` or `bytes`.
+            done: How many are done.
+            total: How many there are; None if unknown.
+        """
+        now = time.monotonic()
+        if done != total and now - self._last_progress < _MIN_INTERVAL_SECONDS:
+            return
+        self._last_progress = now
+        eta_seconds = None
+        if total is not None and done > 0:
+            eta_seconds = round((now - self._phase_started) / done * (total - done), 3)
+        line = {"unit": unit, "done": done, "total": total, "eta_seconds": eta_seconds}
+        self._append({"kind": "progress", **line})
+
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Report numbers measured at an optimizer step."""
+        self._append({"kind": "metrics", "step": step, "metrics": metrics})
+
+    def resolved(self, resolved: dict[str, Any]) -> None:
+        """Report what every `auto` became, and the numerics of this attempt."""
+        self._append({"kind": "resolved", "resolved": resolved})
+
+    def checkpoint(self, step: int) -> None:
+        """Report that a checkpoint of this step is on disk."""
+        self._append({"kind": "checkpoint", "step": step})
+
+    def warning(self, code: str, message: str) -> None:
+        """Report something the user should know that is not an error."""
+        self._append({"kind": "warning", "code": code, "message": message})
+
+    def log(self, message: str) -> None:
+        """Report a line of prose."""
+        self._append({"kind": "log", "message": message})
+
+    def report(self, report_sha256: str) -> None:
+        """Report the blob that holds a dataset's report, before the last line."""
+        self._append({"kind": "report", "report_sha256": report_sha256})
+
+    def result(self, result: dict[str, Any]) -> None:
+        """Write the last line of work that succeeded."""
+        self._append({"kind": "result", **result}, durable=True)
+
+    def error(self, error: GraftError) -> None:
+        """Write the last line of work that failed for a reason that can be told."""
+        self._append({"kind": "error", **to_wire(error)}, durable=True)
+
+    def _append(self, line: dict[str, Any], *, durable: bool = False) -> None:
+        stamped = {**line, "at": datetime.now(UTC).isoformat()}
+        data = json.dumps(stamped, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        os.write(self._descriptor, data)
+        if durable:
+            os.fsync(self._descriptor)
+
+
+def read_progress(path: Path, offset_bytes: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the whole lines behind a byte offset, and the offset behind them.
+
+    A file that does not exist yet has no lines. An unfinished last line is left for later.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset_bytes)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset_bytes
+    end = data.rfind(b"\n") + 1
+    return [json.loads(line) for line in data[:end].splitlines()], offset_bytes + end

@@ -1,0 +1,143 @@
+"""Statements about datasets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+
+from jobs.errors import DatasetNotFound
+from jobs.store.database import utc_now
+from jobs.store.tables import DEFAULT_PROJECT, datasets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One immutable version of a dataset; see `tables.datasets` for the columns."""
+
+    id: str
+    project: str
+    name: str
+    version: int
+    parent: str | None
+    status: str
+    archive_sha256: str
+    archive_bytes: int
+    manifest_sha256: str | None
+    report_sha256: str | None
+    digest: str | None
+    task: str | None
+    classes: list[str] | None
+    splits: dict[str, Any] | None
+    problem: dict[str, Any] | None
+    created_at: datetime
+
+
+def _dataset(row: Row[Any]) -> Dataset:
+    return Dataset(**row._mapping)
+
+
+def add(
+    connection: Connection,
+    dataset_id: str,
+    name: str,
+    archive: tuple[str, int],
+    *,
+    parent: str | None = None,
+    project: str = DEFAULT_PROJECT,
+) -> Dataset:
+    """Insert a dataset that waits for its ingest; the version follows the name's highest.
+
+    Args:
+        connection: In a writing transaction.
+        dataset_id: The new id.
+        name: What users call it.
+        archive: SHA-256 and size in bytes of the uploaded archive's blob.
+        parent: The dataset whose images the new version also has.
+        project: Whose it is.
+    """
+    highest = connection.scalar(
+        select(func.max(datasets.c.version)).where(
+            datasets.c.project == project, datasets.c.name == name
+        )
+    )
+    sha256, size_bytes = archive
+    row = connection.execute(
+        insert(datasets)
+        .values(
+            id=dataset_id,
+            project=project,
+            name=name,
+            version=(highest or 0) + 1,
+            parent=parent,
+            status="processing",
+            archive_sha256=sha256,
+            archive_bytes=size_bytes,
+            created_at=utc_now(),
+        )
+        .returning(*datasets.c)
+    ).one()
+    return _dataset(row)
+
+
+def get(connection: Connection, dataset_id: str, project: str = DEFAULT_PROJECT) -> Dataset:
+    """Return one dataset.
+
+    Raises:
+        DatasetNotFound: There is none of that id in the project.
+    """
+    row = connection.execute(
+        select(datasets).where(datasets.c.id == dataset_id, datasets.c.project == project)
+    ).one_or_none()
+    if row is None:
+        raise DatasetNotFound(dataset_id)
+    return _dataset(row)
+
+
+def newest_of_name(
+    connection: Connection, name: str, project: str = DEFAULT_PROJECT
+) -> Dataset | None:
+    """Return the highest version of a name, or None."""
+    row = connection.execute(
+        select(datasets)
+        .where(datasets.c.name == name, datasets.c.project == project)
+        .order_by(datasets.c.version.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else _dataset(row)
+
+
+def page(
+    connection: Connection, limit: int, after: str | None, project: str = DEFAULT_PROJECT
+) -> list[Dataset]:
+    """Return up to `limit` datasets, newest first, behind the one of id `after`."""
+    statement = select(datasets).where(datasets.c.project == project)
+    if after is not None:
+        statement = statement.where(datasets.c.id < get(connection, after, project).id)
+    rows = connection.execute(statement.order_by(datasets.c.id.desc()).limit(limit))
+    return [_dataset(row) for row in rows]
+
+
+def set_ready(connection: Connection, dataset_id: str, facts: dict[str, Any]) -> None:
+    """Write what ingest found; `facts` has the columns' names."""
+    connection.execute(
+        update(datasets).where(datasets.c.id == dataset_id).values(status="ready", **facts)
+    )
+
+
+def set_rejected(
+    connection: Connection, dataset_id: str, problem: dict[str, Any], report_sha256: str | None
+) -> None:
+    """Write why the upload cannot be a dataset."""
+    connection.execute(
+        update(datasets)
+        .where(datasets.c.id == dataset_id)
+        .values(status="rejected", problem=problem, report_sha256=report_sha256)
+    )
+
+
+def remove(connection: Connection, dataset_id: str) -> None:
+    """Delete the row; its blobs are collected later."""
+    connection.execute(delete(datasets).where(datasets.c.id == dataset_id))

@@ -1,0 +1,61 @@
+"""Statements about the event log of jobs: one row per transition, metric, phase, warning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from jobs.store.database import utc_now
+from jobs.store.tables import job_events, jobs
+
+
+@dataclass(frozen=True)
+class Event:
+    """One row of a job's log; `seq` counts from 1 without gaps."""
+
+    job_id: str
+    seq: int
+    kind: str
+    data: dict[str, Any]
+    at: datetime
+
+
+def append(connection: Connection, job_id: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Append rows of `(kind, data)`, in the transaction of what they tell about."""
+    if not rows:
+        return
+    last = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id)
+        .values(event_seq=jobs.c.event_seq + len(rows))
+        .returning(jobs.c.event_seq)
+    ).scalar_one()
+    first = last - len(rows) + 1
+    now = utc_now()
+    connection.execute(
+        insert(job_events),
+        [
+            {"job_id": job_id, "seq": first + index, "kind": kind, "data": data, "at": now}
+            for index, (kind, data) in enumerate(rows)
+        ],
+    )
+
+
+def page(connection: Connection, job_id: str, after_seq: int, limit: int) -> list[Event]:
+    """Return up to `limit` events behind `after_seq`, oldest first."""
+    rows = connection.execute(
+        select(job_events)
+        .where(job_events.c.job_id == job_id, job_events.c.seq > after_seq)
+        .order_by(job_events.c.seq)
+        .limit(limit)
+    )
+    return [Event(**row._mapping) for row in rows]
+
+
+def remove_all(connection: Connection, job_id: str) -> None:
+    """Delete the log of a job that is being deleted."""
+    connection.execute(delete(job_events).where(job_events.c.job_id == job_id))

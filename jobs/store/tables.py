@@ -1,0 +1,186 @@
+"""Every table. Alembic's migrations build them; a test compares the two.
+
+Every table that users' things live in has `project` and unique keys over `(project, name)`, so
+that tenants need no migration. Times are UTC with microseconds, as ISO text that sorts.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import JSON as SQL_JSON
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+DEFAULT_PROJECT = "default"
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware UTC time as text of fixed width: sorts the same on every database."""
+
+    impl = String(32)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Store; a naive time is a bug of ours."""
+        if value is None:
+            return None
+        assert value.tzinfo is not None, "times are aware"
+        return value.astimezone(UTC).isoformat(timespec="microseconds")
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Load."""
+        return None if value is None else datetime.fromisoformat(value)
+
+
+#: NULL, never the JSON text "null": `IS NULL` means absent.
+JSON = SQL_JSON(none_as_null=True)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", String(48), primary_key=True),
+    Column("project", String(63), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("parent", String(48), nullable=True),
+    Column("status", String(16), nullable=False),  # processing | ready | rejected
+    Column("archive_sha256", String(64), nullable=False),
+    Column("archive_bytes", BigInteger, nullable=False),
+    Column("manifest_sha256", String(64), nullable=True),
+    Column("report_sha256", String(64), nullable=True),
+    Column("digest", String(64), nullable=True),
+    Column("task", String(32), nullable=True),
+    Column("classes", JSON, nullable=True),
+    Column("splits", JSON, nullable=True),
+    Column("problem", JSON, nullable=True),
+    Column("created_at", UtcTime, nullable=False),
+    UniqueConstraint("project", "name", "version"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),  # order of acceptance
+    Column("id", String(48), nullable=False, unique=True),
+    Column("project", String(63), nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("phase", String(32), nullable=True),
+    Column("priority", Integer, nullable=False),
+    Column("dataset_id", String(48), nullable=True),
+    Column("model", String(63), nullable=True),
+    Column("spec", JSON, nullable=False),
+    Column("resolved", JSON, nullable=True),
+    Column("progress", JSON, nullable=True),
+    Column("metrics", JSON, nullable=False),
+    Column("resources", JSON, nullable=False),
+    Column("result", JSON, nullable=True),
+    Column("error", JSON, nullable=True),
+    Column("attempt", Integer, nullable=False),
+    #: Attempts in a row that died by their own fault without a new checkpoint.
+    Column("faults", Integer, nullable=False),
+    Column("not_before", UtcTime, nullable=True),
+    Column("retry_of", String(48), nullable=True),
+    Column("worker_id", String(64), nullable=True),
+    Column("lease_token", String(48), nullable=True),
+    Column("lease_until", UtcTime, nullable=True),
+    Column("event_seq", Integer, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("started_at", UtcTime, nullable=True),
+    Column("finished_at", UtcTime, nullable=True),
+    Index("ix_jobs_status_priority", "status", "priority", "number"),
+    Index("ix_jobs_dataset_id", "dataset_id"),
+    Index("ix_jobs_retry_of", "retry_of", unique=True),
+    sqlite_autoincrement=True,
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("job_id", String(48), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("kind", String(16), nullable=False),  # state | phase | metrics | checkpoint | ...
+    Column("data", JSON, nullable=False),
+    Column("at", UtcTime, nullable=False),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("project", String(63), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("last_version", Integer, nullable=False),  # numbers are never reused
+    Column("deleted", Boolean, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+model_versions = Table(
+    "model_versions",
+    metadata,
+    Column("project", String(63), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("artifact_digest", String(64), nullable=False),
+    Column("files", JSON, nullable=False),
+    Column("task", String(32), nullable=False),
+    Column("architecture", String(64), nullable=False),
+    Column("classes", JSON, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("evaluation_sha256", String(64), nullable=True),
+    Column("job_id", String(48), nullable=True),
+    Column("dataset_id", String(48), nullable=True),
+    Column("created_at", UtcTime, nullable=False),
+    Index("ix_model_versions_job_id", "job_id", "artifact_digest", unique=True),
+)
+
+model_aliases = Table(
+    "model_aliases",
+    metadata,
+    Column("project", String(63), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("alias", String(63), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("project", String(63), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),  # of method, path and body
+    Column("resource", String(48), nullable=False),  # what the first request made
+    Column("created_at", UtcTime, nullable=False),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("device", String(32), nullable=False),
+    Column("heartbeat_at", UtcTime, nullable=False),
+)

@@ -1,0 +1,1 @@
+"""What differs between task types: targets, loss, metrics."""

@@ -1,0 +1,1 @@
+"""Bytes and modules: weights, backbones, blobs, pixels, artifacts, inference. Knows no jobs."""

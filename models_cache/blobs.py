@@ -1,0 +1,123 @@
+"""Immutable files named by the SHA-256 of their bytes: the only module that builds blob paths.
+
+Files come first, rows point to them. Two writers of the same bytes cannot disagree, so `put` is
+idempotent and needs no lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+from models_cache import durable, faults
+from models_cache.errors import BlobCorrupt, BlobMissing
+
+
+@dataclass(frozen=True)
+class Blob:
+    """The name and size of stored bytes: how manifests and rows point to a file."""
+
+    sha256: str
+    size_bytes: int
+
+    def as_json(self) -> dict[str, str | int]:
+        """Return `{"sha256", "size"}`, the form manifests use."""
+        return {"sha256": self.sha256, "size": self.size_bytes}
+
+
+class BlobStore:
+    """A folder of blobs, two hex digits of fan-out.
+
+    Args:
+        root: The folder; made at the first `put`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def local_path(self, sha256: str) -> Path:
+        """Return where the blob is or would be; the name is checked, since it becomes a path."""
+        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+            raise BlobMissing(sha256[:80])
+        return self._root / sha256[:2] / sha256
+
+    def put_bytes(self, data: bytes) -> Blob:
+        """Store `data` durably and return its name."""
+        sha256 = durable.sha256_of_bytes(data)
+        path = self.local_path(sha256)
+        if not path.exists():
+            durable.write_bytes(path, data, point="blob")
+        return Blob(sha256, len(data))
+
+    def put_file(self, source: Path, sha256: str | None = None) -> Blob:
+        """Move a closed file of the same file system into the store, durably.
+
+        Args:
+            source: The file; gone afterwards.
+            sha256: Its hash, if the caller computed it while writing.
+        """
+        size_bytes = source.stat().st_size
+        sha256 = sha256 or durable.sha256_of_file(source)
+        path = self.local_path(sha256)
+        if path.exists():
+            source.unlink()
+            return Blob(sha256, size_bytes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as file:
+            faults.reach("blob.before_fsync")
+            os.fsync(file.fileno())
+        source.chmod(0o600)
+        faults.reach("blob.before_rename")
+        source.replace(path)
+        durable.fsync_folder(path.parent)
+        return Blob(sha256, size_bytes)
+
+    def exists(self, blob: Blob) -> bool:
+        """Tell whether a blob of that name and size is stored; reads no content."""
+        path = self.local_path(blob.sha256)
+        return path.is_file() and path.stat().st_size == blob.size_bytes
+
+    @contextmanager
+    def open(self, sha256: str) -> Iterator[BufferedReader]:
+        """Yield the blob's file, opened for reading.
+
+        Raises:
+            BlobMissing: There is no such blob.
+        """
+        try:
+            file = self.local_path(sha256).open("rb")
+        except FileNotFoundError as error:
+            raise BlobMissing(sha256) from error
+        with file:
+            yield file
+
+    def read(self, sha256: str) -> bytes:
+        """Return the blob's bytes, checked against its name.
+
+        Raises:
+            BlobMissing: There is no such blob.
+            BlobCorrupt: Its bytes changed on disk.
+        """
+        with self.open(sha256) as file:
+            data = file.read()
+        if (actual := durable.sha256_of_bytes(data)) != sha256:
+            raise BlobCorrupt(sha256, actual)
+        return data
+
+    def verify(self, sha256: str) -> None:
+        """Raise `BlobMissing` or `BlobCorrupt` unless the stored bytes match their name."""
+        with self.open(sha256) as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != sha256:
+            raise BlobCorrupt(sha256, actual)
+
+    def copy_to(self, sha256: str, destination: Path) -> None:
+        """Copy a blob's bytes to `destination` (not durably: for exports and archives)."""
+        with self.open(sha256) as file, destination.open("wb") as out:
+            shutil.copyfileobj(file, out)

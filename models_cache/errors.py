@@ -1,0 +1,326 @@
+"""The root of all errors and those of bytes, weights, images and artifacts.
+
+* GraftError                     a fact that a caller can act on; everything else is a bug
+  x StorageError                 the disk said no
+    + InsufficientStorage, BlobMissing, BlobCorrupt
+  x WeightsError                 pretrained weights cannot be had
+    + WeightsUnknown, WeightsUnavailable, WeightsHashMismatch, WeightsUnverifiable,
+      WeightsMalformed, WeightsKeysMismatch, BackboneUnknown, CatalogueInvalid
+  x ImageError                   one image cannot be used
+    + ImageUnreadable, ImageTooLarge, ImageAspectExtreme, ImageModeUnsupported
+  x ArtifactError                a published model cannot be used
+    + ArtifactMalformed, ArtifactGoldenMismatch
+  x InferenceError               the inference process could not answer
+    + InferenceOverloaded, InferenceUnavailable, ModelUnhealthy
+
+`jobs.errors` continues the tree. A leaf is a dataclass of its facts: it survives pickling, can be
+sent as one JSON line (`to_wire`, `from_wire`) and prints *what, which, how many, what now*.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar, TypeVar, dataclass_transform
+
+_Leaf = TypeVar("_Leaf")
+
+
+@dataclass_transform(eq_default=False)
+def leaf(cls: type[_Leaf]) -> type[_Leaf]:
+    """Make an error class out of annotated facts; equality stays identity, as for exceptions."""
+    return dataclasses.dataclass(eq=False, repr=False)(cls)
+
+
+class GraftError(Exception):
+    """Root of every error that Graft raises on purpose.
+
+    A leaf is decorated with `leaf`, sets `code` (public, stable, kebab-case) and `sentence`
+    (a format string over its facts), and annotates its facts as fields.
+    """
+
+    code: ClassVar[str] = "internal-error"
+    sentence: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Pass every fact to `Exception`, so that the error survives pickling."""
+        facts = dataclasses.fields(self)  # type: ignore[arg-type]  # leaves are dataclasses
+        Exception.__init__(self, *(getattr(self, fact.name) for fact in facts))
+
+    def __str__(self) -> str:
+        return self.sentence.format(**vars(self)) if self.sentence else super().__str__()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The facts of this error by name, JSON-ready."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+def subclasses(root: type[GraftError] = GraftError) -> Iterator[type[GraftError]]:
+    """Yield `root` and every class below it that has been imported."""
+    yield root
+    for child in root.__subclasses__():
+        yield from subclasses(child)
+
+
+def to_wire(error: GraftError) -> dict[str, Any]:
+    """Return `{"code", "facts"}`: how an error crosses a process boundary (never as a pickle)."""
+    return {"code": error.code, "facts": error.facts}
+
+
+def from_wire(wire: dict[str, Any]) -> GraftError:
+    """Rebuild an error from `to_wire`'s form; an unknown code becomes a plain `GraftError`."""
+    for cls in subclasses():
+        if cls.code == wire.get("code") and dataclasses.is_dataclass(cls):
+            return cls(**wire["facts"])
+    return GraftError(str(wire))
+
+
+class StorageError(GraftError):
+    """The data folder cannot take or give bytes."""
+
+    code = "storage-error"
+
+
+@leaf
+class InsufficientStorage(StorageError):
+    """The disk, its inodes or a quota is full."""
+
+    code = "insufficient-storage"
+    sentence = "no space left while {doing}; free some space in the data folder and try again"
+    doing: str
+
+
+@leaf
+class BlobMissing(StorageError):
+    """A blob that a row points to is not in the store."""
+
+    code = "blob-missing"
+    sentence = "the file with sha256 {sha256} is missing from the data folder; restore a backup"
+    sha256: str
+
+
+@leaf
+class BlobCorrupt(StorageError):
+    """A blob's bytes are not the ones its name promises."""
+
+    code = "blob-corrupt"
+    sentence = "the file with sha256 {sha256} now has sha256 {actual}; restore a backup"
+    sha256: str
+    actual: str
+
+
+class WeightsError(GraftError):
+    """Pretrained weights cannot be had."""
+
+    code = "weights-error"
+
+
+@leaf
+class BackboneUnknown(WeightsError):
+    """No such architecture in the catalogue."""
+
+    code = "backbone-unknown"
+    sentence = "there is no backbone {architecture!r}; close names: {close}"
+    architecture: str
+    close: str
+
+
+@leaf
+class WeightsUnknown(WeightsError):
+    """The architecture has no weights of that name."""
+
+    code = "weights-unknown"
+    sentence = "{architecture} has no weights {name!r}; it has: {known}"
+    architecture: str
+    name: str
+    known: str
+
+
+@leaf
+class WeightsUnavailable(WeightsError):
+    """No source could deliver the file."""
+
+    code = "weights-unavailable"
+    sentence = (
+        "{file} could not be had; tried {tried}; put the file into a folder named in "
+        "GRAFT_WEIGHTS_SOURCES or run `graft weights download` on a machine with a connection"
+    )
+    file: str
+    tried: str
+
+
+@leaf
+class WeightsHashMismatch(WeightsError):
+    """A file's bytes are not the ones that were promised."""
+
+    code = "weights-hash-mismatch"
+    sentence = (
+        "{file} from {source} has sha256 {actual}, expected {expected}; it was not kept, "
+        "check the source or the catalogue"
+    )
+    file: str
+    source: str
+    expected: str
+    actual: str
+
+
+@leaf
+class WeightsUnverifiable(WeightsError):
+    """A file from a folder or mirror has no full hash to be checked against."""
+
+    code = "weights-unverifiable"
+    sentence = (
+        "{file} was found in {source}, but its full sha256 is not known; name it in a catalogue "
+        "file (GRAFT_WEIGHTS_CATALOG), since only the official download may teach a hash"
+    )
+    file: str
+    source: str
+
+
+@leaf
+class WeightsMalformed(WeightsError):
+    """The file is not a state dictionary of tensors."""
+
+    code = "weights-malformed"
+    sentence = "{file} is not a weights file of plain tensors: {reason}; fetch it again"
+    file: str
+    reason: str
+
+
+@leaf
+class WeightsKeysMismatch(WeightsError):
+    """The file's tensors are not the architecture's."""
+
+    code = "weights-keys-mismatch"
+    sentence = (
+        "{file} does not fit {architecture}: {missing_count} keys missing ({missing}), "
+        "{unexpected_count} unexpected ({unexpected}), {misshapen_count} of another shape "
+        "({misshapen}); choose weights of this architecture"
+    )
+    file: str
+    architecture: str
+    missing_count: int
+    missing: str
+    unexpected_count: int
+    unexpected: str
+    misshapen_count: int
+    misshapen: str
+
+
+@leaf
+class CatalogueInvalid(WeightsError):
+    """A weights catalogue file cannot be used."""
+
+    code = "catalogue-invalid"
+    sentence = "the weights catalogue {path} cannot be used: {reason}"
+    path: str
+    reason: str
+
+
+class ImageError(GraftError):
+    """One image cannot be used."""
+
+    code = "image-error"
+
+
+@leaf
+class ImageUnreadable(ImageError):
+    """The bytes are no image that can be decoded."""
+
+    code = "unreadable-image"
+    sentence = "the image cannot be decoded: {reason}"
+    reason: str
+
+
+@leaf
+class ImageTooLarge(ImageError):
+    """The image has more pixels than are allowed."""
+
+    code = "image-too-large"
+    sentence = "the image is {width_px}x{height_px}, more than {limit_pixels} pixels; shrink it"
+    width_px: int
+    height_px: int
+    limit_pixels: int
+
+
+@leaf
+class ImageAspectExtreme(ImageError):
+    """The image is so long and thin that resizing it would explode."""
+
+    code = "image-aspect"
+    sentence = "the image is {width_px}x{height_px}; the longer side may be {limit} times the other"
+    width_px: int
+    height_px: int
+    limit: int
+
+
+@leaf
+class ImageModeUnsupported(ImageError):
+    """The pixel format has no meaning as an 8-bit photograph."""
+
+    code = "unsupported-mode"
+    sentence = "images of mode {mode} (floating point or signed pixels) are not accepted"
+    mode: str
+
+
+class ArtifactError(GraftError):
+    """A published model cannot be used."""
+
+    code = "artifact-error"
+
+
+@leaf
+class ArtifactMalformed(ArtifactError):
+    """The files of an artifact are incomplete, inconsistent or of an unknown format."""
+
+    code = "artifact-malformed"
+    sentence = "the artifact cannot be used: {reason}"
+    reason: str
+
+
+@leaf
+class ArtifactGoldenMismatch(ArtifactError):
+    """The loaded model does not reproduce the outputs stored when it was made."""
+
+    code = "artifact-golden-mismatch"
+    sentence = (
+        "the model's outputs differ from the stored ones by {max_difference:.3g} "
+        "(allowed {tolerance:.3g}); it is not served"
+    )
+    max_difference: float
+    tolerance: float
+
+
+class InferenceError(GraftError):
+    """The inference process could not answer."""
+
+    code = "inference-error"
+
+
+@leaf
+class InferenceUnavailable(InferenceError):
+    """The inference process cannot be reached."""
+
+    code = "dependency-unavailable"
+    sentence = "the inference process does not answer ({reason}); try again in a few seconds"
+    reason: str
+
+
+@leaf
+class InferenceOverloaded(InferenceError):
+    """The queue of images waiting for a forward pass is full."""
+
+    code = "overloaded"
+    sentence = "{queued} images are waiting, the limit is {limit}; try again in a second"
+    queued: int
+    limit: int
+
+
+@leaf
+class ModelUnhealthy(InferenceError):
+    """The model gave logits that are not finite."""
+
+    code = "model-unhealthy"
+    sentence = "model {digest} gave non-finite outputs; it is not served, train it again"
+    digest: str

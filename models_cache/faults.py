@@ -1,0 +1,59 @@
+"""Named points in the code where a test may kill, pause or starve the process.
+
+Nothing happens unless `arm` was called with a plan, which only a composition root does (setting
+`GRAFT_FAULTS`, for tests). A plan is `point=action` pairs separated by commas:
+
+    checkpoint.before_rename=kill,publish.before_tx=pause,train.step:12=enospc
+
+Actions: `kill` (SIGKILL to itself), `pause` (SIGSTOP until someone sends SIGCONT), `enospc` and
+`eio` (raise that `OSError`). Each pair fires once for all processes that share `once_folder`, so
+that a restarted process gets past the point it died at.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+_plan: dict[str, str] = {}
+_once_folder: Path | None = None
+
+_ERRNO_OF_ACTION = {"enospc": errno.ENOSPC, "eio": errno.EIO}
+
+
+def arm(plan: str, once_folder: Path) -> None:
+    """Arm the points of `plan` in this process and those it forks; an empty plan disarms."""
+    global _once_folder  # one plan per process, set by its composition root
+    _plan.clear()
+    _plan.update(
+        (point, action)
+        for point, _, action in (p.partition("=") for p in plan.split(","))
+        if action
+    )
+    _once_folder = once_folder
+
+
+def reach(point: str) -> None:
+    """Do what the plan says for `point`, once; nothing if it is not armed."""
+    action = _plan.get(point)
+    if action is None or not _first_time(point):
+        return
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "pause":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        code = _ERRNO_OF_ACTION[action]
+        raise OSError(code, os.strerror(code))
+
+
+def _first_time(point: str) -> bool:
+    assert _once_folder is not None
+    _once_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (_once_folder / point.replace(":", "-")).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""HTTP: routers, schemas, problems, settings, command line, supervisor. Imports no torch."""
