@@ -1,6 +1,6 @@
 """Errors of datasets, recipes and jobs; the root and the leaf form are in `models_cache.errors`.
 
-* DatasetError                   an upload cannot become a dataset
+* DatasetError                   an upload cannot become a dataset; leaves: `jobs.datasets.errors`
 * RecipeError                    parameters cannot become a recipe
 * TrainingError                  an attempt cannot give a model
 * JobError                       a job cannot do what was asked
@@ -228,3 +228,62 @@ class IdempotencyMismatch(IdempotencyError):
     code = "idempotency-mismatch"
     sentence = "Idempotency-Key {key!r} was used for another request; choose a new key"
     key: str
+
+
+@leaf
+class AttemptDied(JobError):
+    """A child ended without a last line."""
+
+    code = "attempt-died"
+    sentence = "an attempt of job {job_id} ended by {reason}"
+    job_id: str
+    reason: str
+
+
+@leaf
+class AttemptStalled(JobError):
+    """A child made no progress for too long."""
+
+    code = "stalled"
+    sentence = "an attempt of job {job_id} made no progress for {seconds:.0f} seconds"
+    job_id: str
+    seconds: float
+
+
+@leaf
+class FeaturesNotFinite(TrainingError):
+    """The backbone gave features that no head can be fitted on."""
+
+    code = "features-not-finite"
+    sentence = (
+        "{bad_images} of {images} images have features that are NaN or infinite; "
+        "choose other weights or another backbone"
+    )
+    bad_images: int
+    images: int
+
+
+@leaf
+class OutOfMemory(TrainingError):
+    """The memory of the machine or of its accelerator does not hold one batch."""
+
+    code = "out-of-memory"
+    sentence = (
+        "a batch of {batch_size} images does not fit into the memory of {device}; "
+        "lower parameter 'batch_size' or choose a smaller backbone"
+    )
+    batch_size: int
+    device: str
+
+
+@leaf
+class TimeLimitTooShort(TrainingError):
+    """The time limit passed before there was a first model."""
+
+    code = "time-limit-too-short"
+    sentence = (
+        "the time limit of {limit_seconds} s passed in phase {phase!r}, before there was a model; "
+        "raise time_limit_seconds"
+    )
+    limit_seconds: float
+    phase: str

@@ -1,0 +1,65 @@
+# Every command a user or a contributor needs; `make` alone lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# torch and torchvision from whatever index pip is configured for. CPU only:
+#   make install TORCH_PIN="torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+TORCH_PIN ?= torch>=2.10 torchvision>=0.25
+STAMP := $(VENV)/.installed-$(shell cat requirements/dev.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
+PYTEST_WORKERS ?= 2
+
+export DATA CATALOG BACKBONE
+
+.DEFAULT_GOAL := help
+.PHONY: help install run demo check format test cover bench soak lock clean
+
+help: ## List these commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+install: $(STAMP) ## Create the environment in .venv
+
+$(STAMP): requirements/dev.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_PIN)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+run: install ## Start the service (Ctrl-C ends it); GRAFT_... settings apply
+	@$(BIN)/graft serve
+
+demo: install ## Upload photographs, fine-tune, predict, stop; DATA=, CATALOG=, BACKBONE= choose
+	@$(BIN)/graft demo
+
+check: install ## Format, lint, types and layers; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: install ## Run the tests (those of the real images need ../shared)
+	$(BIN)/pytest -m "not gpu" -n $(PYTEST_WORKERS) --dist loadfile
+
+cover: install ## Run the tests with branch coverage
+	$(BIN)/pytest -m "not gpu" -n $(PYTEST_WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered
+
+bench: install ## Print ratios measured side by side; needs ../shared
+	$(BIN)/python benchmarks/head_vs_tutorial.py
+
+soak: install ## Kill processes at random for long (KILLS=200)
+	GRAFT_TEST_KILLS=$${KILLS:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_kills.py -s
+
+lock: ## Pin every package with hashes (needs uv)
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-package torch --no-emit-package torchvision -o requirements/base.lock
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-emit-package torch --no-emit-package torchvision -o requirements/dev.lock
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,123 @@
+"""How an attempt's last line becomes rows: one transaction, fenced by the lease.
+
+Execution is at least once, publication exactly once: the files are blobs already, every write
+carries the lease token, and the unique key over job and artifact keeps a second try out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+
+from jobs.errors import DatasetRejected
+from jobs.states import JobEvent
+from jobs.store import datasets, jobs, models
+from jobs.store.database import Database
+from jobs.store.jobs import Job, Lease
+from models_cache import faults
+from models_cache.artifacts import verify_artifact
+from models_cache.blobs import BlobStore
+from models_cache.errors import to_wire
+
+_DATASET_FACTS = ("manifest_sha256", "report_sha256", "digest", "task", "classes", "splits")
+
+
+def finish(
+    database: Database, blobs: BlobStore, job: Job, lease: Lease, last: dict[str, Any]
+) -> None:
+    """Write the end of a job whose child said `result`.
+
+    Args:
+        database: Where.
+        blobs: Where the child put its files; they are read again and hashed.
+        job: The job.
+        lease: The worker's right to it.
+        last: The child's last line.
+
+    Raises:
+        LeaseLost: The lease is over; nothing was written.
+        BlobMissing, BlobCorrupt: A file of the result is not what it should be.
+        ArtifactMalformed: The artifact does not hold what it should.
+    """
+    prepared = _prepare_version(blobs, job, last) if job.type == "fine_tune" else None
+    faults.reach("publish.before_tx")
+    with database.write() as connection:
+        if prepared is not None:
+            result = _publish_version(connection, job, prepared)
+        elif job.type == "ingest":
+            result = _publish_dataset(connection, job, last)
+        else:
+            result = {key: value for key, value in last.items() if key not in ("kind", "at")}
+        changes = {"result": result, "resources": _resources(job, last)}
+        jobs.transition(connection, job.id, JobEvent.SUCCEED, lease=lease, changes=changes)
+        faults.reach("publish.in_tx")
+    faults.reach("publish.after_commit")
+
+
+def fail(
+    database: Database,
+    job: Job,
+    error: dict[str, Any],
+    *,
+    lease: Lease | None,
+    report_sha256: str | None = None,
+) -> None:
+    """Write that a job failed; a failed ingest rejects its dataset and whatever waits for it.
+
+    Args:
+        database: Where.
+        job: The job.
+        error: In the form of `errors.to_wire`.
+        lease: The worker's right to the job.
+        report_sha256: For an ingest: the report that was still made.
+    """
+    with database.write() as connection:
+        jobs.transition(connection, job.id, JobEvent.FAIL, lease=lease, changes={"error": error})
+        if job.type == "ingest" and job.dataset_id is not None:
+            reject_dataset(connection, job.dataset_id, error, report_sha256)
+
+
+def reject_dataset(
+    connection: Connection, dataset_id: str, problem: dict[str, Any], report_sha256: str | None
+) -> None:
+    """Mark a dataset as rejected and fail the jobs that wait for it."""
+    datasets.set_rejected(connection, dataset_id, problem, report_sha256)
+    reason = DatasetRejected(dataset_id)
+    for waiting in jobs.waiting_for_dataset(connection, dataset_id):
+        changes = {"error": to_wire(reason)}
+        jobs.transition(connection, waiting.id, JobEvent.FAIL, changes=changes)
+
+
+def _prepare_version(blobs: BlobStore, job: Job, last: dict[str, Any]) -> models.NewVersion:
+    """Check every file of the artifact before the transaction, so that it stays short."""
+    artifact = verify_artifact(blobs, last["artifact"]["digest"])
+    return models.NewVersion(
+        name=str(job.model),
+        artifact_digest=artifact.digest,
+        files=artifact.files_as_json(),
+        task=artifact.facts.task,
+        architecture=artifact.facts.architecture,
+        classes=list(artifact.facts.classes),
+        metrics=last["metrics"],
+        evaluation_sha256=last.get("evaluation_sha256"),
+        job_id=job.id,
+        dataset_id=job.dataset_id,
+        project=job.project,
+    )
+
+
+def _publish_version(connection: Connection, job: Job, new: models.NewVersion) -> dict[str, Any]:
+    version = models.publish(connection, new, promote=bool(job.spec["promote"]))
+    return {"model": version.name, "version": version.version}
+
+
+def _publish_dataset(connection: Connection, job: Job, last: dict[str, Any]) -> dict[str, Any]:
+    assert job.dataset_id is not None, "an ingest job has a dataset"
+    facts = {name: last["dataset"][name] for name in _DATASET_FACTS}
+    datasets.set_ready(connection, job.dataset_id, facts)
+    return {"dataset": job.dataset_id}
+
+
+def _resources(job: Job, last: dict[str, Any]) -> dict[str, Any]:
+    return {**job.resources, **last.get("resources", {}), "attempts": job.attempt}

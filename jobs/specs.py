@@ -1,0 +1,139 @@
+"""What a child is told: the spec file of an attempt, made of the job's row and the machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.store.datasets import Dataset
+from jobs.store.jobs import Job
+from models_cache import durable
+
+FILE_NAME = "spec.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What every attempt on this machine shares; values that settings give.
+
+    Args:
+        data_folder: Root of all state.
+        weights_sources: Folders or base URLs tried before the official one.
+        weights_catalogues: JSON files that add weights.
+        offline: Never open a connection for weights.
+        device: `auto`, `cpu`, `cuda` or `cuda:<n>`.
+        train_threads: CPU threads of a training child.
+        ingest_limits: Overrides of `IngestLimits` fields.
+        code_version: Version of this program, recorded in artifacts.
+        faults: Plan of named points to fail at, for tests.
+    """
+
+    data_folder: Path
+    weights_sources: tuple[str, ...] = ()
+    weights_catalogues: tuple[str, ...] = ()
+    offline: bool = False
+    device: str = "auto"
+    train_threads: int = 1
+    ingest_limits: dict[str, int] = field(default_factory=dict)
+    code_version: str = "0"
+    faults: str = ""
+
+    def run_folder(self, job_id: str) -> Path:
+        """Return the folder of a job: its attempts and checkpoints."""
+        return self.data_folder / "runs" / job_id
+
+    def attempt_folder(self, job: Job) -> Path:
+        """Return the folder of a job's current attempt."""
+        return self.run_folder(job.id) / str(job.attempt)
+
+
+def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Dataset | None) -> Path:
+    """Write the spec of a job's current attempt and return its path.
+
+    Args:
+        machine: The machine it runs on.
+        job: The claimed job.
+        dataset: The dataset it works on, if any.
+        parent: For an ingest: the version whose images are kept.
+    """
+    folder = machine.attempt_folder(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    common: dict[str, Any] = {
+        "kind": job.type,
+        "job_id": job.id,
+        "attempt": job.attempt,
+        "attempt_folder": str(folder),
+        "run_folder": str(machine.run_folder(job.id)),
+        "data_folder": str(machine.data_folder),
+        "parent_pid": os.getpid(),
+        "faults": machine.faults,
+        "faults_folder": str(machine.data_folder / "run" / "faults"),
+    }
+    particular = {
+        "ingest": _ingest,
+        "download": _download,
+        "fine_tune": _fine_tune,
+    }[job.type](machine, job, dataset, parent)
+    path = folder / FILE_NAME
+    durable.write_bytes(path, durable.canonical_json({**common, **particular}))
+    return path
+
+
+def _weights(machine: Machine) -> dict[str, Any]:
+    return {
+        "weights_sources": list(machine.weights_sources),
+        "weights_catalogues": list(machine.weights_catalogues),
+        "offline": machine.offline,
+    }
+
+
+def _ingest(
+    machine: Machine, job: Job, dataset: Dataset | None, parent: Dataset | None
+) -> dict[str, Any]:
+    assert dataset is not None, "an ingest job has a dataset"
+    return {
+        "archive_sha256": dataset.archive_sha256,
+        "parent_manifest_sha256": None if parent is None else parent.manifest_sha256,
+        "limits": machine.ingest_limits,
+        "resize_px": 256,
+        "interpolation": "bilinear",
+        **{key: job.spec[key] for key in ("val_fraction",) if key in job.spec},
+    }
+
+
+def _download(
+    machine: Machine, job: Job, _dataset: Dataset | None, _parent: Dataset | None
+) -> dict[str, Any]:
+    chosen = {key: job.spec[key] for key in ("architecture", "weights")}
+    return {**chosen, **_weights(machine)}
+
+
+def _fine_tune(
+    machine: Machine, job: Job, dataset: Dataset | None, _parent: Dataset | None
+) -> dict[str, Any]:
+    assert dataset is not None, "a fine-tuning job has a dataset"
+    return {
+        "dataset": {
+            "id": dataset.id,
+            "manifest_sha256": dataset.manifest_sha256,
+            "digest": dataset.digest,
+        },
+        "architecture": job.spec["backbone"],
+        "weights": job.spec["weights"],
+        "recipe": job.spec["recipe"],
+        "parameters": job.spec["parameters"],
+        "seed": job.spec["seed"],
+        "time_limit_seconds": job.spec["time_limit_seconds"],
+        "device": machine.device,
+        "threads": machine.train_threads,
+        "lineage": {
+            "job_id": job.id,
+            "dataset_id": dataset.id,
+            "dataset_digest": dataset.digest,
+            "model": job.model,
+            "code_version": machine.code_version,
+        },
+        **_weights(machine),
+    }

@@ -1,0 +1,375 @@
+"""Claims jobs, runs each attempt in a child, writes down what the child says, publishes.
+
+One thread and no hidden state: everything a worker knows about an attempt is in `Attempt`, and
+everything that must survive it is in the database or on disk. Whatever kills the worker, another
+one finds its jobs through `presence` and goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs import publish
+from jobs.errors import (
+    AttemptDied,
+    AttemptsExhausted,
+    AttemptStalled,
+    LeaseLost,
+)
+from jobs.executors.protocol import AttemptKind, AttemptSpec, Executor, Exited, Handle, Lost
+from jobs.presence import Presence
+from jobs.progress import FILE_NAME as PROGRESS_FILE
+from jobs.progress import read_progress
+from jobs.specs import Machine, write_spec
+from jobs.states import JobEvent, JobState
+from jobs.store import datasets, jobs
+from jobs.store.database import Database, utc_now
+from jobs.store.jobs import Job, Lease
+from models_cache import faults
+from models_cache.blobs import BlobStore
+from models_cache.errors import GraftError, to_wire
+
+log = logging.getLogger(__name__)
+
+#: Exit status of a child that was asked to stop and left a checkpoint.
+STOPPED_ON_REQUEST = 75
+#: What a slot of each kind may run: data and downloads never wait for a training.
+SLOT_KINDS = {"train": ("fine_tune",), "data": ("ingest",), "weights": ("download",)}
+CHILD_KINDS: dict[str, AttemptKind] = {
+    "fine_tune": "train",
+    "ingest": "ingest",
+    "download": "download",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerLimits:
+    """How long and how often; the defaults are documented in docs/operations.md."""
+
+    train_slots: int = 1
+    data_slots: int = 1
+    weights_slots: int = 1
+    lease_seconds: float = 45.0
+    heartbeat_seconds: float = 10.0
+    tick_seconds: float = 0.05
+    sweep_seconds: float = 5.0
+    cancel_grace_seconds: float = 1.0
+    pause_grace_seconds: float = 30.0
+    stall_seconds: float = 300.0
+    fault_limit: int = 3
+    first_backoff_seconds: float = 0.5
+
+
+@dataclass
+class Attempt:
+    """One running attempt: the only mutable record of the worker."""
+
+    job: Job
+    slot: str
+    lease: Lease
+    handle: Handle
+    folder: Path
+    offset_bytes: int = 0
+    last_line: dict[str, Any] | None = None
+    report_sha256: str | None = None
+    checkpoints: int = 0
+    stopping: JobState | None = None
+    stall: AttemptStalled | None = None
+    renewed_at: float = field(default_factory=time.monotonic)
+    progressed_at: float = field(default_factory=time.monotonic)
+
+
+class Worker:
+    """The loop.
+
+    Args:
+        database: Where jobs are.
+        blobs: Where children put files.
+        executor: Where attempts run.
+        machine: What attempts are told of this machine.
+        presence: This worker's sign of life.
+        limits: How long and how often.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        executor: Executor,
+        machine: Machine,
+        presence: Presence,
+        limits: WorkerLimits,
+    ) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._executor = executor
+        self._machine = machine
+        self._presence = presence
+        self._limits = limits
+        self._attempts: list[Attempt] = []
+        self._next_beat = 0.0
+        self._next_sweep = 0.0
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Work until `should_stop`; then let children write a checkpoint and queue their jobs."""
+        self._presence.begin()
+        while not should_stop():
+            busy = False
+            try:
+                busy = self._tick()
+            except (SQLAlchemyError, OSError):
+                # The database or the disk is away: children go on within their lease.
+                log.exception("the worker's loop was interrupted")
+                self._stop_overdue()
+            if not busy:
+                self._executor.wait(self._limits.tick_seconds)
+        self._drain()
+        self._presence.end()
+
+    def _tick(self) -> bool:
+        """Do everything that is due once; True if an attempt ended or began."""
+        now = time.monotonic()
+        if now >= self._next_beat:
+            self._presence.beat()
+            self._next_beat = now + self._limits.heartbeat_seconds
+        if now >= self._next_sweep:
+            self._sweep()
+            self._next_sweep = now + self._limits.sweep_seconds
+        ended = [self._attend(attempt) for attempt in list(self._attempts)]
+        started = [self._fill(slot) for slot in SLOT_KINDS]
+        return any(ended) or any(started)
+
+    def _sweep(self) -> None:
+        silent_after = timedelta(seconds=self._limits.lease_seconds)
+        for job_id in self._presence.recover_jobs(silent_after):
+            log.warning("job %s was held by a worker that is gone; queued again", job_id)
+
+    # -- beginning ---------------------------------------------------------------------------
+
+    def _fill(self, slot: str) -> bool:
+        """Start the next job of a slot's kinds if the slot is free."""
+        size: int = getattr(self._limits, f"{slot}_slots")
+        if sum(attempt.slot == slot for attempt in self._attempts) >= size:
+            return False
+        kinds = SLOT_KINDS[slot]
+        with self._database.read() as connection:
+            if not jobs.has_claimable(connection, kinds):
+                return False
+        lease_length = timedelta(seconds=self._limits.lease_seconds)
+        token = uuid.uuid4().hex
+        with self._database.write() as connection:
+            job = jobs.claim(connection, kinds, self._presence.worker_id, token, lease_length)
+        if job is None:
+            return False
+        faults.reach("worker.after_claim")
+        self._begin(job, slot, Lease(job.id, token))
+        return True
+
+    def _begin(self, job: Job, slot: str, lease: Lease) -> None:
+        try:
+            with self._database.read() as connection:
+                dataset = job.dataset_id and datasets.get(connection, job.dataset_id, job.project)
+                parent = None
+                if dataset and dataset.parent:
+                    parent = datasets.get(connection, dataset.parent, job.project)
+            spec_path = write_spec(self._machine, job, dataset or None, parent)
+            folder = self._machine.attempt_folder(job)
+            kind = CHILD_KINDS[job.type]
+            handle = self._executor.start(AttemptSpec(kind, spec_path, folder))
+        except GraftError as error:
+            self._fail(job, lease, error)
+            return
+        self._attempts.append(Attempt(job, slot, lease, handle, folder))
+
+    # -- attending ---------------------------------------------------------------------------
+
+    def _attend(self, attempt: Attempt) -> bool:
+        """Read, record, renew, stop or finish one attempt; True if it ended."""
+        try:
+            # Polled before reading: what an ended child wrote is then read completely.
+            outcome = self._executor.poll(attempt.handle)
+            self._record(attempt)
+            if isinstance(outcome, (Exited, Lost)):
+                self._conclude(attempt, outcome)
+                self._attempts.remove(attempt)
+                return True
+            self._renew(attempt)
+            self._stop_if_asked(attempt)
+        except LeaseLost:
+            log.warning("the lease of job %s is over; its child is stopped", attempt.job.id)
+            self._abandon(attempt)
+            return True
+        return False
+
+    def _record(self, attempt: Attempt) -> None:
+        """Write what the child has said since the last time."""
+        path = attempt.folder / PROGRESS_FILE
+        lines, offset_bytes = read_progress(path, attempt.offset_bytes)
+        if not lines:
+            return
+        changes: dict[str, Any] = {}
+        rows: list[tuple[str, dict[str, Any]]] = []
+        for line in lines:
+            self._sort(attempt, line, changes, rows)
+        if changes or rows:
+            with self._database.write() as connection:
+                jobs.record(connection, attempt.lease, changes, rows)
+        attempt.offset_bytes = offset_bytes
+        attempt.progressed_at = time.monotonic()
+
+    @staticmethod
+    def _sort(
+        attempt: Attempt,
+        line: dict[str, Any],
+        changes: dict[str, Any],
+        rows: list[tuple[str, dict[str, Any]]],
+    ) -> None:
+        """Sort one line of a child into columns, event rows and what the worker keeps."""
+        kind = line["kind"]
+        data = {key: value for key, value in line.items() if key not in ("kind", "at")}
+        match kind:
+            case "progress":
+                changes["progress"] = data
+                return
+            case "phase":
+                changes |= {"phase": data["phase"], "progress": None}
+            case "resolved":
+                changes["resolved"] = data["resolved"]
+            case "metrics":
+                changes["metrics"] = {**changes.get("metrics", {}), **data["metrics"]}
+            case "checkpoint":
+                attempt.checkpoints += 1
+                changes["faults"] = 0
+            case "report":
+                attempt.report_sha256 = data["report_sha256"]
+                return
+            case "result" | "error":
+                attempt.last_line = line
+                return
+            case _:  # log, warning: only a row
+                pass
+        rows.append((kind, data))
+
+    def _renew(self, attempt: Attempt) -> None:
+        """Prolong the lease when due."""
+        now = time.monotonic()
+        if now - attempt.renewed_at < self._limits.heartbeat_seconds:
+            return
+        length = timedelta(seconds=self._limits.lease_seconds)
+        with self._database.write() as connection:
+            jobs.renew(connection, attempt.lease, length)
+        attempt.renewed_at = now
+
+    def _stop_if_asked(self, attempt: Attempt) -> None:
+        """Stop the child of a job that is to be cancelled or paused, or that has stalled."""
+        with self._database.read() as connection:
+            status = jobs.status_of_held(connection, attempt.lease)
+        if status is JobState.CANCELLING and attempt.stopping is not JobState.CANCELLING:
+            self._executor.cancel(attempt.handle, self._limits.cancel_grace_seconds)
+            attempt.stopping = status
+        elif status is JobState.PAUSING and attempt.stopping is None:
+            self._executor.cancel(attempt.handle, self._limits.pause_grace_seconds)
+            attempt.stopping = status
+        silent_seconds = time.monotonic() - attempt.progressed_at
+        if silent_seconds > self._limits.stall_seconds and attempt.stall is None:
+            attempt.stall = AttemptStalled(attempt.job.id, silent_seconds)
+            self._executor.cancel(attempt.handle, self._limits.cancel_grace_seconds)
+
+    # -- ending ------------------------------------------------------------------------------
+
+    def _conclude(self, attempt: Attempt, outcome: Exited | Lost) -> None:
+        """Write the end of an attempt whose child has been reaped."""
+        job, lease, last = attempt.job, attempt.lease, attempt.last_line
+        if last is not None and last["kind"] == "result":
+            try:
+                publish.finish(self._database, self._blobs, job, lease, last)
+            except LeaseLost:
+                raise
+            except GraftError as error:
+                self._fail(job, lease, error)
+            return
+        if last is not None:
+            told = {key: last[key] for key in ("code", "facts", "message")}
+            publish.fail(
+                self._database, job, told, lease=lease, report_sha256=attempt.report_sha256
+            )
+            return
+        if attempt.stopping is not None:
+            self._move(job, lease, JobEvent.STOP)
+        elif isinstance(outcome, Lost) or outcome.status == STOPPED_ON_REQUEST:
+            self._move(job, lease, JobEvent.LOSE)
+        else:
+            self._count_fault(attempt, outcome)
+
+    def _count_fault(self, attempt: Attempt, outcome: Exited) -> None:
+        """Queue a job again whose child died by its own fault, or give up."""
+        job, lease = attempt.job, attempt.lease
+        died = attempt.stall or AttemptDied(job.id, _describe(outcome))
+        earlier = 0 if attempt.checkpoints else job.faults
+        count = earlier + 1
+        log.warning("%s (%d in a row without a new checkpoint)", died, count)
+        if count >= self._limits.fault_limit:
+            self._fail(job, lease, AttemptsExhausted(count, _describe(outcome)))
+            return
+        wait = timedelta(seconds=self._limits.first_backoff_seconds * 4 ** (count - 1))
+        with self._database.write() as connection:
+            warning = {"code": died.code, "message": str(died)}
+            jobs.record(connection, lease, {}, [("warning", warning)])
+            changes = {"faults": count, "not_before": utc_now() + wait}
+            jobs.transition(connection, job.id, JobEvent.LOSE, lease=lease, changes=changes)
+
+    def _fail(self, job: Job, lease: Lease, error: GraftError) -> None:
+        publish.fail(self._database, job, to_wire(error), lease=lease)
+
+    def _move(self, job: Job, lease: Lease, event: JobEvent) -> None:
+        with self._database.write() as connection:
+            moved = jobs.transition(connection, job.id, event, lease=lease)
+            if job.type == "ingest" and moved.status is JobState.CANCELLED and job.dataset_id:
+                problem = {"code": "cancelled", "facts": {}, "message": "the upload was cancelled"}
+                publish.reject_dataset(connection, job.dataset_id, problem, None)
+
+    def _abandon(self, attempt: Attempt) -> None:
+        """Kill a child whose job is not ours any more, and forget it once it is reaped."""
+        self._executor.cancel(attempt.handle, 0.0)
+        while not isinstance(self._executor.poll(attempt.handle), (Exited, Lost)):
+            self._executor.wait(self._limits.tick_seconds)
+        if attempt in self._attempts:
+            self._attempts.remove(attempt)
+
+    def _stop_overdue(self) -> None:
+        """Stop children whose lease could not be renewed for two thirds of its length.
+
+        By then another worker may be about to take the job; two must never publish or train.
+        """
+        limit = self._limits.lease_seconds * 2 / 3
+        for attempt in list(self._attempts):
+            if time.monotonic() - attempt.renewed_at > limit:
+                self._abandon(attempt)
+
+    def _drain(self) -> None:
+        """Ask every child for a last checkpoint and queue the jobs again."""
+        for attempt in self._attempts:
+            self._executor.cancel(attempt.handle, self._limits.pause_grace_seconds)
+        while self._attempts:
+            for attempt in list(self._attempts):
+                self._attend(attempt)
+            self._executor.wait(self._limits.tick_seconds)
+        self._executor.close()
+
+
+def _describe(outcome: Exited) -> str:
+    """Return how a child ended, for people."""
+    if outcome.signal is None:
+        return f"exit status {outcome.status}"
+    name = signal.Signals(outcome.signal).name
+    return f"{name} (out of memory?)" if name == "SIGKILL" else name

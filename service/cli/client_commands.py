@@ -1,0 +1,288 @@
+"""`graft submit | predict | datasets | models | jobs`: thin clients with progress bars."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from service.client import DEFAULT_URL, Graft, JobFailed, Json
+
+Url = Annotated[str, typer.Option(envvar="GRAFT_URL", help="Where the service listens.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+datasets_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+models_app = typer.Typer(help="Models, versions and aliases.", no_args_is_help=True)
+jobs_app = typer.Typer(help="Jobs.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(submit)
+    app.command()(predict)
+    app.add_typer(datasets_app, name="datasets")
+    app.add_typer(models_app, name="models")
+    app.add_typer(jobs_app, name="jobs")
+
+
+def submit(
+    data: Annotated[str, typer.Argument(help="An archive to upload, or the id of a data set.")],
+    model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    backbone: str = "mobilenet_v2",
+    weights: str = "DEFAULT",
+    recipe: str = "head",
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", help="Recipe parameter, `name=value`; repeatable.")
+    ] = None,
+    seed: int = 0,
+    promote: bool = True,
+    follow: Annotated[bool, typer.Option(help="Show progress until the end.")] = True,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Fine-tune a backbone on a data set and serve the result."""
+    with Graft(url) as graft:
+        dataset_id = data
+        if Path(data).is_file():
+            name = model or Path(data).name.split(".")[0]
+            dataset_id = upload_with_bar(graft, Path(data), name)["id"]
+        fields: Json = {
+            "backbone": backbone,
+            "weights": weights,
+            "recipe": recipe,
+            "parameters": _parameters(parameter or []),
+            "seed": seed,
+            "promote": promote,
+        }
+        if model is not None:
+            fields["model"] = model
+        job = graft.submit(dataset_id, **fields)
+        print(f"job {job['id']}", file=sys.stderr)
+        if follow:
+            job = follow_job(graft, job["id"])
+            result = job["result"]
+            print(f"{result['model']} version {result['version']}: {_figures(job['metrics'])}")
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="`name`, `name@alias` or `name@version`.")],
+    images: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
+    top_k: int = 3,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Predict images."""
+    with Graft(url) as graft:
+        answers = [
+            answer
+            for start in range(0, len(images), 32)
+            for answer in graft.predict(model, *images[start : start + 32], top_k=top_k)[
+                "predictions"
+            ]
+        ]
+    if as_json:
+        pairs = zip(images, answers, strict=True)
+        _print_json([{"image": str(image), **answer} for image, answer in pairs])
+        return
+    rows = []
+    for image, answer in zip(images, answers, strict=True):
+        found = "  ".join(f"{item['label']} {item['score']:.3f}" for item in answer["scores"])
+        rows.append([str(image), answer.get("error", {}).get("detail", found)])
+    _print_table(["image", "labels"], rows)
+
+
+@datasets_app.command("upload")
+def upload(
+    archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Upload a zip, tar or tar.gz of labelled images and wait until it is checked."""
+    with Graft(url) as graft:
+        _print_json(upload_with_bar(graft, archive, name or archive.name.split(".")[0]))
+
+
+@datasets_app.command("list")
+def list_datasets(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+    """List data sets."""
+    with Graft(url) as graft:
+        found = list(graft.datasets())
+    columns = ["id", "name", "version", "status", "classes"]
+    _print_list(found, columns, as_json)
+
+
+@datasets_app.command("report")
+def report(dataset: str, url: Url = DEFAULT_URL) -> None:
+    """Print what was found in an upload."""
+    with Graft(url) as graft:
+        _print_json(graft.report(dataset))
+
+
+@datasets_app.command("delete")
+def delete_dataset(dataset: str, url: Url = DEFAULT_URL) -> None:
+    """Delete a data set."""
+    with Graft(url) as graft:
+        graft.delete_dataset(dataset)
+
+
+@models_app.command("list")
+def list_models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+    """List models."""
+    with Graft(url) as graft:
+        _print_list(list(graft.models()), ["name", "versions", "aliases"], as_json)
+
+
+@models_app.command("promote")
+def promote(model: str, version: int, alias: str = "default", url: Url = DEFAULT_URL) -> None:
+    """Point an alias to a version: promotion and rollback."""
+    with Graft(url) as graft:
+        _print_json(graft.set_alias(model, alias, version))
+
+
+@models_app.command("download")
+def download(model: str, version: int, destination: Path, url: Url = DEFAULT_URL) -> None:
+    """Save a version as a zip file."""
+    with Graft(url) as graft:
+        print(graft.download_archive(model, version, destination))
+
+
+@models_app.command("import")
+def import_archive(
+    model: str,
+    archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Publish a saved version as the next version of a model."""
+    with Graft(url) as graft:
+        _print_json(graft.import_archive(model, archive))
+
+
+@jobs_app.command("list")
+def list_jobs(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+    """List jobs, newest first."""
+    with Graft(url) as graft:
+        _print_list(list(graft.jobs()), ["id", "status", "phase", "attempt", "metrics"], as_json)
+
+
+@jobs_app.command("show")
+def show_job(job: str, url: Url = DEFAULT_URL) -> None:
+    """Print a job."""
+    with Graft(url) as graft:
+        _print_json(graft.job(job))
+
+
+@jobs_app.command("follow")
+def follow(job: str, url: Url = DEFAULT_URL) -> None:
+    """Show a job's progress until its end."""
+    with Graft(url) as graft:
+        _print_json(follow_job(graft, job)["metrics"])
+
+
+@jobs_app.command("act")
+def act(
+    job: str,
+    action: Annotated[str, typer.Argument(help="cancel, pause, resume or retry")],
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Cancel, pause, resume or retry a job."""
+    if action not in ("cancel", "pause", "resume", "retry"):
+        raise typer.BadParameter("cancel, pause, resume or retry")
+    with Graft(url) as graft:
+        _print_json(graft.act(job, action))
+
+
+def upload_with_bar(graft: Graft, archive: Path, name: str) -> Json:
+    """Upload an archive with a progress bar; return the data set once it is ready."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"upload {archive.name}")
+
+        def report_bytes(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        dataset = graft.upload(archive, name=name, report=report_bytes)
+        progress.add_task("check images", total=None)
+        return graft.wait_for_dataset(dataset["id"])
+
+
+def follow_job(graft: Graft, job_id: str) -> Json:
+    """Show a job's phases and progress until its end and return it.
+
+    Raises:
+        JobFailed: It failed or was cancelled.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("queued", total=None)
+        for event in graft.events(job_id):
+            data = event.get("data", {})
+            if event["event"] == "phase":
+                task = progress.add_task(data["data"]["phase"], total=None)
+            elif event["event"] == "progress":
+                progress.update(task, completed=data["done"], total=data["total"])
+    job = graft.job(job_id)
+    if job["status"] != "succeeded":
+        raise JobFailed(job)
+    return job
+
+
+def _parameters(pairs: Iterable[str]) -> Json:
+    """Return `name=value` pairs as JSON values; what is not JSON is text."""
+    values: Json = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign:
+            raise typer.BadParameter(f"{pair!r} is not name=value")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+
+
+def _print_list(items: list[Json], columns: list[str], as_json: bool) -> None:
+    if as_json:
+        _print_json(items)
+        return
+    _print_table(columns, [[_cell(item[column]) for column in columns] for item in items])
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:  # noqa: ANN401 - JSON is any
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return "" if value is None else str(value)
+
+
+def _print_json(value: Any) -> None:  # noqa: ANN401 - JSON is any
+    print(json.dumps(value, indent=2, ensure_ascii=False))

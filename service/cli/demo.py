@@ -1,0 +1,146 @@
+"""`graft demo`: the whole main job on real input, in front of the user, leaving nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.cli.client_commands import follow_job, upload_with_bar
+from service.cli.demo_data import DemoPlan, choose_plan
+from service.cli.free_port import free_port
+from service.client import Graft, Json, wait_until_ready
+from service.settings import child_environment, demo_settings
+
+MODEL = "demo"
+_STOP_SECONDS = 15.0
+_BATCH_IMAGES = 32
+
+console = Console()
+
+
+def demo(
+    data: Annotated[str, typer.Option(envvar="DATA", help="Archive of labelled images.")] = "",
+    catalog: Annotated[str, typer.Option(envvar="CATALOG", help="Weights catalogue file.")] = "",
+    backbone: Annotated[str, typer.Option(envvar="BACKBONE")] = "mobilenet_v2",
+    assets: Annotated[
+        Path, typer.Option(envvar="GRAFT_DEMO_ASSETS", help="Folder of photographs and weights.")
+    ] = Path("../shared"),
+) -> None:
+    """Start the service, upload photographs, fine-tune, predict held-out images, and stop."""
+    with tempfile.TemporaryDirectory(prefix="graft-demo-") as folder:
+        plan = choose_plan(Path(folder), data, catalog, backbone, assets)
+        console.print(plan.story)
+        with _service(Path(folder) / "data", plan) as url, Graft(url) as graft:
+            _run(graft, url, plan)
+
+
+def _run(graft: Graft, url: str, plan: DemoPlan) -> None:
+    started = time.monotonic()
+    dataset = upload_with_bar(graft, plan.archive, MODEL)
+    uploaded = time.monotonic()
+    fields: Json = {"model": MODEL, "backbone": plan.backbone, "recipe": plan.recipe}
+    job = graft.submit(dataset["id"], parameters=plan.parameters, **fields)
+    job = follow_job(graft, job["id"])
+    served = time.monotonic()
+    names, right, total, shown = _predict_held_out(graft, plan, dataset)
+    predicted = time.monotonic()
+
+    table = Table("step", "result", "seconds")
+    train, held_out = (sum(_counts(dataset, split)) for split in ("train", "val"))
+    classes = ", ".join(dataset["classes"])
+    table.add_row(
+        "upload", f"{train} train + {held_out} val images of {classes}", f"{uploaded - started:.1f}"
+    )
+    reported = job["metrics"]["val/accuracy_top1"]
+    table.add_row(
+        f"fine-tune ({plan.recipe})",
+        f"{plan.backbone}, {job['resolved']['weights_shown']}: val accuracy {reported:.4f}",
+        f"{served - uploaded:.1f}",
+    )
+    table.add_row(
+        "predict", f"{right} of {total} held-out images right: {right / total:.4f}",
+        f"{predicted - served:.1f}",
+    )  # fmt: skip
+    console.print(table)
+    images = Table("held-out image", "is", "predicted", "score")
+    for path, truth, item in shown:
+        images.add_row(path, names[truth], item["label"], f"{item['score']:.3f}")
+    console.print(images)
+    console.print(_curl_lines(url, plan, dataset, fields), highlight=False, soft_wrap=True)
+
+
+def _predict_held_out(
+    graft: Graft, plan: DemoPlan, dataset: Json
+) -> tuple[dict[str, str], int, int, list[tuple[str, str, Json]]]:
+    """Predict every val image over HTTP; return counts and a few to show."""
+    held_out = graft.images(dataset["id"], split="val")
+    right, results = 0, []
+    with zipfile.ZipFile(plan.archive) as archive:
+        for start in range(0, len(held_out), _BATCH_IMAGES):
+            batch = held_out[start : start + _BATCH_IMAGES]
+            content = [archive.read(item["path"]) for item in batch]
+            answer = graft.predict(MODEL, *content, top_k=1)
+            for item, prediction in zip(batch, answer["predictions"], strict=True):
+                right += prediction["label"] == item["label"]
+                results.append((item["path"], item["label"], prediction))
+    names = {name: name for name in dataset["classes"]}
+    wrong = [result for result in results if result[2]["label"] != result[1]]
+    step = max(1, len(results) // 4)
+    return names, right, len(results), [*results[::step][:4], *wrong[:3]]
+
+
+@contextmanager
+def _service(data_folder: Path, plan: DemoPlan) -> Iterator[str]:
+    """Run `graft serve` on a free port with its data in a folder that goes away."""
+    settings = demo_settings(data_folder, free_port("127.0.0.1"), plan.catalogues)
+    log_path = data_folder.with_suffix(".log")
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "service.cli.main", "serve"],
+            env=child_environment(settings),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        url = f"http://{settings.host}:{settings.port}"
+        try:
+            with console.status("starting the service"), Graft(url) as graft:
+                wait_until_ready(graft)
+            yield url
+        except BaseException:
+            console.print(log_path.read_text(errors="replace")[-4000:], markup=False)
+            raise
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _counts(dataset: Json, split: str) -> list[int]:
+    return [dataset["splits"].get(split, {}).get("images", 0)]
+
+
+def _curl_lines(url: str, plan: DemoPlan, dataset: Json, fields: Json) -> str:
+    return f"""\
+The same by hand, while `make run` serves (it prints its own address; this one was {url}):
+
+  curl --data-binary @{plan.archive.name} "{url}/v1/datasets?name={MODEL}"
+  curl --json '{{"dataset": "{dataset["id"]}", "backbone": "{fields["backbone"]}", \
+"recipe": "{fields["recipe"]}", "model": "{MODEL}"}}' "{url}/v1/jobs"
+  curl --data-binary @photo.jpg "{url}/v1/models/{MODEL}/predict?top_k=1"
+"""

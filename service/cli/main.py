@@ -1,0 +1,38 @@
+"""`graft`: puts the commands together and turns errors into one readable line."""
+
+from __future__ import annotations
+
+import sys
+
+import httpx2
+import typer
+
+from models_cache.errors import GraftError
+from service.cli import client_commands, demo, processes, weights_commands
+from service.client import DatasetRejected, GraftProblem, JobFailed
+
+app = typer.Typer(
+    name="graft",
+    help="Upload labelled images, get a served vision model in seconds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+processes.add_to(app)
+client_commands.add_to(app)
+app.command("demo")(demo.demo)
+app.add_typer(weights_commands.app, name="weights")
+
+
+def main() -> None:
+    """Run a command; an error that a person can act on is one line and status 1."""
+    try:
+        app()
+    except (GraftError, GraftProblem, JobFailed, DatasetRejected, TimeoutError) as error:
+        sys.exit(f"graft: {error}")
+    except httpx2.ConnectError as error:
+        sys.exit(f"graft: the service does not answer ({error}); is `graft serve` running?")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Errors of the HTTP layer itself; the tree continues `models_cache.errors`.
+
+* RequestError                   the request is not what the call takes
+  + JsonMalformed, MediaTypeUnsupported, BodyTooLarge, MultipartMalformed, ValidationFailed,
+    NothingHere, AddressUnknown, NotReady
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from models_cache.errors import GraftError, leaf
+
+
+class RequestError(GraftError):
+    """The request is not what the call takes."""
+
+    code = "malformed-request"
+
+
+@leaf
+class JsonMalformed(RequestError):
+    """The body is not strict JSON."""
+
+    code = "malformed-json"
+    sentence = "the body is not acceptable JSON: {reason}"
+    reason: str
+
+
+@leaf
+class MediaTypeUnsupported(RequestError):
+    """The content type is not one the call takes."""
+
+    code = "unsupported-media-type"
+    sentence = "the content type is {given}; send {wanted}"
+    given: str
+    wanted: str
+
+
+@leaf
+class BodyTooLarge(RequestError):
+    """The body is larger than allowed."""
+
+    code = "payload-too-large"
+    sentence = "the body is larger than {limit_bytes} bytes"
+    limit_bytes: int
+
+
+@leaf
+class MultipartMalformed(RequestError):
+    """The multipart body cannot be taken apart."""
+
+    code = "malformed-multipart"
+    sentence = "the multipart body cannot be used: {reason}"
+    reason: str
+
+
+@leaf
+class ValidationFailed(RequestError):
+    """Fields are missing, unknown or out of bounds."""
+
+    code = "validation-failed"
+    sentence = "{count} field(s) cannot be accepted"
+    count: int
+    faults: list[dict[str, str]]
+
+    @classmethod
+    def of(cls, errors: Iterable[Mapping[str, Any]]) -> ValidationFailed:
+        """Make one of pydantic's list; inputs are never echoed."""
+        faults = [
+            {
+                "pointer": "".join(f"/{part}" for part in error["loc"]),
+                "code": str(error["type"]).replace("_", "-"),
+                "message": str(error["msg"]),
+            }
+            for error in errors
+        ]
+        return cls(len(faults), faults[:50])
+
+    @classmethod
+    def one(cls, pointer: str, code: str, message: str) -> ValidationFailed:
+        """Make one of a single fault."""
+        return cls(1, [{"pointer": pointer, "code": code, "message": message}])
+
+
+@leaf
+class NothingHere(RequestError):
+    """No resource of that address."""
+
+    code = "not-found"
+    sentence = "there is nothing at this address; GET /docs lists the calls"
+
+
+@leaf
+class AddressUnknown(RequestError):
+    """The address names something that does not exist."""
+
+    code = "address-unknown"
+    sentence = "{reason}"
+    reason: str
+
+
+@leaf
+class NotReady(RequestError):
+    """A part of the service does not run yet."""
+
+    code = "not-ready"
+    sentence = "not ready: {waiting_for}"
+    waiting_for: str

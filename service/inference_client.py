@@ -1,0 +1,77 @@
+"""The api's line to the inference process: frames over a local socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import httpx2
+
+from models_cache import wire
+from models_cache.errors import GraftError, InferenceUnavailable, from_wire
+
+_TIMEOUT = httpx2.Timeout(60.0, connect=2.0)  # seconds; a first load reads and checks weights
+_HEALTH_TIMEOUT = httpx2.Timeout(2.0)
+
+
+class InferenceClient:
+    """Sends images of one artifact at a time; self-contained messages, no state.
+
+    Args:
+        url: `unix:///path/of.sock` or `http://host:port`.
+    """
+
+    def __init__(self, url: str) -> None:
+        limits = httpx2.Limits(max_connections=256, max_keepalive_connections=32)
+        if url.startswith("unix://"):
+            transport = httpx2.AsyncHTTPTransport(uds=url.removeprefix("unix://"), limits=limits)
+            base_url = "http://inference"
+        else:
+            transport = httpx2.AsyncHTTPTransport(limits=limits)
+            base_url = url
+        self._client = httpx2.AsyncClient(
+            transport=transport, base_url=base_url, timeout=_TIMEOUT, trust_env=False
+        )
+
+    async def predict(
+        self, artifact_digest: str, images: Sequence[bytes], top_k: int | None
+    ) -> dict[str, Any]:
+        """Return `{"predictions": [...], "timing": {...}}`; an image may have an `error` instead.
+
+        Raises:
+            InferenceUnavailable: The process cannot be reached.
+            GraftError: What the process said went wrong.
+        """
+        body = wire.encode({"artifact": artifact_digest, "top_k": top_k}, images)
+        return await self._post("/predict", body)
+
+    async def load(self, artifact_digest: str) -> None:
+        """Ask for an artifact to be loaded ahead of its first prediction."""
+        await self._post("/load", json.dumps({"artifact": artifact_digest}).encode())
+
+    async def health(self) -> dict[str, Any] | None:
+        """Return what the process says of itself, or None if it does not answer."""
+        try:
+            answer = await self._client.get("/healthz", timeout=_HEALTH_TIMEOUT)
+        except httpx2.TransportError:
+            return None
+        return dict(answer.json()) if answer.status_code == 200 else None
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    async def _post(self, path: str, body: bytes) -> dict[str, Any]:
+        try:
+            answer = await self._client.post(path, content=body)
+        except httpx2.TransportError as error:
+            raise InferenceUnavailable(type(error).__name__) from error
+        value = answer.json()
+        if answer.status_code != 200:
+            raise _error_of(value)
+        return dict(value)
+
+
+def _error_of(value: dict[str, Any]) -> GraftError:
+    return from_wire(value["error"]) if "error" in value else InferenceUnavailable("no answer")

@@ -1,0 +1,150 @@
+"""Strict reading of JSON bodies and writing of JSON answers.
+
+A default FastAPI application answers 500 to `NaN`, `1e999`, lone surrogates and integers beyond
+64 bits, and takes the last of duplicate keys. Here such bodies are refused with what and where.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
+
+from service.errors import BodyTooLarge, JsonMalformed, MediaTypeUnsupported, ValidationFailed
+
+MAX_JSON_BYTES = 1 << 20
+_MAX_DEPTH = 32
+_Model = TypeVar("_Model", bound=BaseModel)
+_MAX_INTEGER = 2**63 - 1
+
+
+async def read_json(request: Request, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401
+    """Return the parsed body of a request.
+
+    Raises:
+        MediaTypeUnsupported: The content type is not JSON.
+        BodyTooLarge: The body is larger than `max_bytes`.
+        JsonMalformed: It is not strict JSON in UTF-8.
+    """
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        raise MediaTypeUnsupported(content_type or "none", "application/json")
+    return parse_json(await read_body(request, max_bytes))
+
+
+async def read_model(request: Request, model: type[_Model], *, default: bool = False) -> _Model:
+    """Return the body as a pydantic model.
+
+    Args:
+        request: The request.
+        model: What the body should be; unknown fields are refused by its configuration.
+        default: An empty body means every default.
+    """
+    if default and request.headers.get("content-length", "0") == "0":
+        return model()
+    return validate(model, await read_json(request))
+
+
+def validate(model: type[_Model], value: Any) -> _Model:  # noqa: ANN401 - JSON is any
+    """Return `value` as a model, or raise `ValidationFailed` with a JSON pointer per fault."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise ValidationFailed.of(error.errors(include_url=False, include_input=False)) from None
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Return the raw body, at most `max_bytes` of it.
+
+    Raises:
+        BodyTooLarge: There is more; what was declared is believed before anything is read.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise BodyTooLarge(max_bytes)
+    chunks = bytearray()
+    async for chunk in request.stream():
+        chunks += chunk
+        if len(chunks) > max_bytes:
+            raise BodyTooLarge(max_bytes)
+    return bytes(chunks)
+
+
+def parse_json(body: bytes) -> Any:  # noqa: ANN401 - JSON is any
+    """Parse strict JSON.
+
+    Raises:
+        JsonMalformed: Not UTF-8, not JSON, or holding NaN, Infinity, numbers beyond 64 bits,
+            duplicate keys, lone surrogates, NUL characters or more than 32 levels.
+    """
+    try:
+        value = json.loads(
+            body.decode("utf-8-sig"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_int=_bounded_integer,
+            parse_float=_finite_float,
+        )
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise JsonMalformed(f"not UTF-8 or too deep ({type(error).__name__})") from None
+    except json.JSONDecodeError as error:
+        raise JsonMalformed(f"{error.msg} at line {error.lineno} column {error.colno}") from None
+    _check(value, depth=0)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise JsonMalformed(f"the key {_shown(twice)} stands twice in one object")
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise JsonMalformed(f"{name} is not a JSON number")
+
+
+def _bounded_integer(text: str) -> int:
+    if len(text) > 20 or abs(int(text)) > _MAX_INTEGER:
+        raise JsonMalformed(f"the integer {text[:24]} does not fit into 64 bits")
+    return int(text)
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise JsonMalformed(f"the number {text[:24]} is too large")
+    return value
+
+
+def _check(value: Any, depth: int) -> None:  # noqa: ANN401 - JSON is any
+    if depth > _MAX_DEPTH:
+        raise JsonMalformed(f"more than {_MAX_DEPTH} levels of nesting")
+    if isinstance(value, str):
+        if "\x00" in value or any("\ud800" <= char <= "\udfff" for char in value):
+            raise JsonMalformed(f"the text {_shown(value)} holds a NUL or half a surrogate pair")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check(key, depth + 1)
+            _check(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check(item, depth + 1)
+
+
+def _shown(text: str) -> str:
+    """Return at most 80 printable characters of something a client sent."""
+    return ascii(text[:80])
+
+
+def json_body(model: type[BaseModel]) -> Any:  # noqa: ANN401 - what FastAPI's Depends returns
+    """Return a dependency that reads the body strictly as `model`."""
+
+    async def read(request: Request) -> BaseModel:
+        return await read_model(request, model)
+
+    return Depends(read)

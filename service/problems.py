@@ -1,0 +1,121 @@
+"""Domain error to RFC 9457 answer: the one place that knows both an error and a status.
+
+Anything that is not a `GraftError` is a bug of ours: the traceback goes to the log, the client
+gets a bare 500. Nothing that a client sent is echoed except through an error's own sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from jobs import errors as jobs_errors
+from jobs.datasets import errors as dataset_errors
+from models_cache import errors as cache_errors
+from models_cache.errors import GraftError
+from service import errors as request_errors
+
+log = logging.getLogger(__name__)
+
+#: The nearest ancestor of an error's class decides; 500 means a bug or a broken data folder.
+STATUS: dict[type[GraftError], int] = {
+    GraftError: 500,
+    cache_errors.StorageError: 500,
+    cache_errors.InsufficientStorage: 507,
+    cache_errors.WeightsError: 422,
+    cache_errors.WeightsUnavailable: 503,
+    cache_errors.ImageError: 422,
+    cache_errors.ArtifactError: 422,
+    cache_errors.InferenceError: 503,
+    jobs_errors.DatasetError: 422,
+    jobs_errors.DatasetNotFound: 404,
+    jobs_errors.DatasetImageNotFound: 404,
+    jobs_errors.DatasetInUse: 409,
+    dataset_errors.ArchiveTypeUnknown: 415,
+    jobs_errors.RecipeError: 422,
+    jobs_errors.TrainingError: 422,
+    jobs_errors.JobError: 500,
+    jobs_errors.JobNotFound: 404,
+    jobs_errors.IllegalTransition: 409,
+    jobs_errors.JobNotEnded: 409,
+    jobs_errors.ModelError: 422,
+    jobs_errors.ModelNotFound: 404,
+    jobs_errors.VersionNotFound: 404,
+    jobs_errors.AliasConflict: 409,
+    jobs_errors.VersionInUse: 409,
+    jobs_errors.IdempotencyError: 422,
+    request_errors.RequestError: 400,
+    request_errors.ValidationFailed: 422,
+    request_errors.MediaTypeUnsupported: 415,
+    request_errors.BodyTooLarge: 413,
+    request_errors.NothingHere: 404,
+    request_errors.AddressUnknown: 404,
+    request_errors.NotReady: 503,
+}
+
+_RETRY_AFTER_SECONDS = {503: "2", 507: "60"}
+_CODE_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "payload-too-large"}
+
+
+def status_of(error: type[GraftError]) -> int:
+    """Return the HTTP status of the nearest mapped ancestor of an error class."""
+    return next(STATUS[cls] for cls in error.__mro__ if cls in STATUS)
+
+
+def problem(error: GraftError) -> dict[str, Any]:
+    """Return an error as the body of an answer, or as what `dataset.problem` shows."""
+    wire = cache_errors.to_wire(error)
+    return {"code": wire["code"], "detail": wire["message"], "facts": wire["facts"]}
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers; every error answer is `application/problem+json`."""
+
+    @app.exception_handler(GraftError)
+    def ours(request: Request, error: GraftError) -> JSONResponse:
+        status = status_of(type(error))
+        if status == 500:
+            log.error("broken: %s", error, exc_info=error)
+        faults = error.faults if isinstance(error, request_errors.ValidationFailed) else []
+        return _answer(request, status, error.code, str(error), faults)
+
+    @app.exception_handler(RequestValidationError)
+    def theirs(request: Request, error: RequestValidationError) -> JSONResponse:
+        return ours(request, request_errors.ValidationFailed.of(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    def starlette(request: Request, error: HTTPException) -> JSONResponse:
+        code = _CODE_OF_STATUS.get(error.status_code, "malformed-request")
+        answer = _answer(request, error.status_code, code, str(error.detail), [])
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    def bug(request: Request, error: Exception) -> JSONResponse:
+        log.error("a bug: %r", error, exc_info=error)
+        text = "something broke on our side; the log of the service says what"
+        return _answer(request, 500, "internal-error", text, [])
+
+
+def _answer(
+    request: Request, status: int, code: str, detail: str, faults: list[dict[str, str]]
+) -> JSONResponse:
+    body = {
+        "type": f"/problems/{code}",
+        "title": code.replace("-", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "instance": request.url.path[:200],
+        "code": code,
+        "errors": faults,
+        "request_id": getattr(request.state, "request_id", None),
+    }
+    headers = {}
+    if status in _RETRY_AFTER_SECONDS:
+        headers["Retry-After"] = _RETRY_AFTER_SECONDS[status]
+    return JSONResponse(body, status, headers, media_type="application/problem+json")

@@ -1,0 +1,312 @@
+"""Calls about data sets: upload, look, delete."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from jobs.datasets.archive import quick_check
+from jobs.datasets.limits import IngestLimits
+from jobs.datasets.manifest import Manifest
+from jobs.errors import (
+    DatasetImageNotFound,
+    DatasetInUse,
+    DatasetNotReady,
+    DatasetRejected,
+)
+from jobs.states import JobEvent
+from jobs.store import datasets, idempotency, jobs
+from jobs.store.datasets import Dataset
+from models_cache import durable
+from models_cache.blobs import Blob
+from service.errors import NothingHere
+from service.pictures import as_png
+from service.schemas import DatasetBody, Page
+from service.services import (
+    After,
+    IdempotencyKey,
+    IdPath,
+    Limit,
+    Services,
+    ServicesDep,
+    checked_name,
+    new_id,
+)
+from service.uploads import Upload, receive
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+
+_THUMBNAIL_PX = 128
+_ARCHIVE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/zip": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                    "required": ["file"],
+                }
+            },
+        },
+    }
+}
+#: Sent with pictures that strangers uploaded.
+_PICTURE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox",
+    "Cache-Control": "private, max-age=86400, immutable",
+}
+
+
+def dataset_of(services: ServicesDep, dataset_id: IdPath) -> Dataset:
+    """Return the data set of the path, or raise `DatasetNotFound`."""
+    with services.database.read() as connection:
+        return datasets.get(connection, dataset_id)
+
+
+DatasetDep = Annotated[Dataset, Depends(dataset_of)]
+
+
+@router.post("", status_code=202, openapi_extra=_ARCHIVE_BODY)
+async def create_dataset(
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    name: Annotated[str, Query(max_length=255)] = "dataset",
+    idempotency_key: IdempotencyKey = None,
+) -> DatasetBody:
+    """Upload an archive of labelled images: the raw bytes, or multipart field `file`."""
+    name = checked_name(name, "/name")
+    return await _accept(request, response, services, _Target(name, None), idempotency_key)
+
+
+@router.post("/{dataset_id}/versions", status_code=202, openapi_extra=_ARCHIVE_BODY)
+async def create_version(
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    dataset: DatasetDep,
+    idempotency_key: IdempotencyKey = None,
+) -> DatasetBody:
+    """Upload further images: a new immutable version holds the old and the new ones."""
+    _require_ready(dataset)
+    target = _Target(dataset.name, dataset.id)
+    return await _accept(request, response, services, target, idempotency_key)
+
+
+@router.get("")
+def list_datasets(
+    services: ServicesDep, limit: Limit = 20, after: After = None
+) -> Page[DatasetBody]:
+    """List data sets, newest first."""
+    with services.database.read() as connection:
+        found = datasets.page(connection, limit + 1, after)
+    return Page.of([_body(dataset) for dataset in found], limit)
+
+
+@router.get("/{dataset_id}")
+def get_dataset(dataset: DatasetDep) -> DatasetBody:
+    """Return one data set."""
+    return _body(dataset)
+
+
+@router.get("/{dataset_id}/report")
+def get_report(services: ServicesDep, dataset: DatasetDep) -> dict[str, Any]:
+    """Return what was found in the upload: errors, warnings, duplicates, leakage, ignored files."""
+    if dataset.report_sha256 is None:
+        if dataset.status == "processing":
+            raise DatasetNotReady(dataset.id, dataset.status)
+        raise NothingHere
+    report: dict[str, Any] = json.loads(services.blobs.read(dataset.report_sha256))
+    return report
+
+
+@router.get("/{dataset_id}/images")
+def list_images(
+    services: ServicesDep,
+    dataset: DatasetDep,
+    split: Annotated[Literal["train", "val", "test"] | None, Query()] = None,
+    label: Annotated[str | None, Query(max_length=255)] = None,
+    limit: Limit = 20,
+    after: After = None,
+) -> Page[Any]:
+    """List the images of a data set, of one split or label."""
+    manifest = _manifest(services, dataset)
+    names = manifest.classes
+    items = [
+        {
+            "id": image.id,
+            "path": image.path,
+            "split": image.split,
+            "label": names[image.label],
+            "width": image.width,
+            "height": image.height,
+            "size": image.size,
+            "sha256": image.sha256,
+        }
+        for image in manifest.images
+        if split in (None, image.split) and label in (None, names[image.label])
+    ]
+    start = 0
+    if after is not None:
+        places = [index for index, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise DatasetImageNotFound(dataset.id, after)
+        start = places[0] + 1
+    shown = items[start : start + limit]
+    more = len(items) > start + limit
+    return Page(data=shown, has_more=more, next=str(shown[-1]["id"]) if more else None)
+
+
+@router.get("/{dataset_id}/images/{image_id}", response_class=Response)
+def get_image(services: ServicesDep, dataset: DatasetDep, image_id: IdPath) -> Response:
+    """Return a picture, upright, as PNG without metadata."""
+    return _picture(services, dataset, image_id, None)
+
+
+@router.get("/{dataset_id}/images/{image_id}/thumbnail", response_class=Response)
+def get_thumbnail(services: ServicesDep, dataset: DatasetDep, image_id: IdPath) -> Response:
+    """Return a picture with a shorter side of 128 pixels, as PNG."""
+    return _picture(services, dataset, image_id, _THUMBNAIL_PX)
+
+
+@router.delete("/{dataset_id}", status_code=204)
+def delete_dataset(services: ServicesDep, dataset: DatasetDep) -> Response:
+    """Delete a data set that no job works on; published models stay."""
+    with services.database.write() as connection:
+        using = jobs.unfinished_using(connection, dataset.id)
+        if using:
+            raise DatasetInUse(dataset.id, len(using), ", ".join(using[:5]))
+        ingest = jobs.of_dataset(connection, dataset.id, "ingest")
+        if ingest is not None and dataset.status == "processing":
+            jobs.transition(connection, ingest.id, JobEvent.CANCEL)
+        datasets.remove(connection, dataset.id)
+    return Response(status_code=204)
+
+
+class _Target:
+    """Which name a new version gets, and whose images it keeps."""
+
+    def __init__(self, name: str, parent: str | None) -> None:
+        self.name = name
+        self.parent = parent
+
+
+async def _accept(
+    request: Request,
+    response: Response,
+    services: Services,
+    target: _Target,
+    idempotency_key: str | None,
+) -> DatasetBody:
+    """Receive an archive, check it quickly, and put its rows on disk in one transaction."""
+    settings = services.settings
+    folder = settings.data_dir / "uploads"
+    async with receive(request, folder, settings.max_upload_bytes) as upload:
+        dataset = await run_in_threadpool(_store, services, upload, target, idempotency_key)
+    response.headers["Location"] = f"/v1/datasets/{dataset.id}"
+    return _body(dataset)
+
+
+def _store(
+    services: Services, upload: Upload, target: _Target, idempotency_key: str | None
+) -> Dataset:
+    fingerprint = durable.sha256_of_bytes(
+        durable.canonical_json(["datasets", target.name, target.parent, upload.sha256])
+    )
+    if idempotency_key is not None:
+        with services.database.read() as connection:
+            known = idempotency.find(connection, idempotency_key, fingerprint)
+            if known is not None:
+                return datasets.get(connection, known)
+    quick_check(upload.path, IngestLimits())
+    archive = services.blobs.put_file(upload.path, upload.sha256)
+    with services.database.write() as connection:
+        if idempotency_key is not None:
+            known = idempotency.find(connection, idempotency_key, fingerprint)
+            if known is not None:
+                return datasets.get(connection, known)
+        if target.parent is None:
+            newest = datasets.newest_of_name(connection, target.name)
+            if newest is not None and _is_same(newest, archive):
+                return newest
+        dataset_id = new_id("ds")
+        dataset = datasets.add(
+            connection,
+            dataset_id,
+            target.name,
+            (archive.sha256, archive.size_bytes),
+            parent=target.parent,
+        )
+        job = jobs.NewJob(id=new_id("job"), type="ingest", spec={}, dataset_id=dataset_id)
+        jobs.accept(connection, job)
+        if idempotency_key is not None:
+            idempotency.remember(connection, idempotency_key, fingerprint, dataset_id)
+    return dataset
+
+
+def _is_same(newest: Dataset, archive: Blob) -> bool:
+    """Tell whether an upload repeats the newest version: then there is nothing to make."""
+    return (
+        newest.archive_sha256 == archive.sha256
+        and newest.parent is None
+        and newest.status != "rejected"
+    )
+
+
+def _require_ready(dataset: Dataset) -> None:
+    if dataset.status == "rejected":
+        raise DatasetRejected(dataset.id)
+    if dataset.status != "ready":
+        raise DatasetNotReady(dataset.id, dataset.status)
+
+
+def _manifest(services: Services, dataset: Dataset) -> Manifest:
+    _require_ready(dataset)
+    assert dataset.manifest_sha256 is not None, "a ready data set has a manifest"
+    return Manifest.load(services.blobs, dataset.manifest_sha256)
+
+
+def _picture(
+    services: Services, dataset: Dataset, image_id: str, shorter_side_px: int | None
+) -> Response:
+    manifest = _manifest(services, dataset)
+    found = [image for image in manifest.images if image.id == image_id]
+    if not found:
+        raise DatasetImageNotFound(dataset.id, image_id)
+    png = as_png(services.blobs.read(found[0].sha256), shorter_side_px)
+    return Response(png, media_type="image/png", headers=_PICTURE_HEADERS)
+
+
+def _body(dataset: Dataset) -> DatasetBody:
+    return DatasetBody(
+        id=dataset.id,
+        name=dataset.name,
+        version=dataset.version,
+        parent=dataset.parent,
+        status=dataset.status,
+        task=dataset.task,
+        classes=dataset.classes or [],
+        splits=dataset.splits or {},
+        digest=dataset.digest,
+        bytes=dataset.archive_bytes,
+        problem=_problem(dataset),
+        created_at=dataset.created_at,
+    )
+
+
+def _problem(dataset: Dataset) -> dict[str, Any] | None:
+    if dataset.problem is None:
+        return None
+    code, facts = dataset.problem["code"], dataset.problem["facts"]
+    return {
+        "type": f"/problems/{code}",
+        "code": code,
+        "detail": dataset.problem["message"],
+        "facts": facts,
+    }

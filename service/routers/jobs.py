@@ -1,0 +1,302 @@
+"""Calls about jobs: ask for one, follow it, stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+import re
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse, JSONResponse, StreamingResponse
+
+from jobs.errors import DatasetRejected, JobNotEnded
+from jobs.states import TERMINAL, JobEvent, JobState
+from jobs.store import datasets, events, idempotency, jobs
+from jobs.store.jobs import Job
+from models_cache import durable
+from service.errors import NothingHere, ValidationFailed
+from service.event_stream import stream_events
+from service.json_body import json_body
+from service.recipe_schemas import check_parameters
+from service.schemas import EventBody, FileBody, JobBody, JobRequest, Page
+from service.services import (
+    After,
+    IdempotencyKey,
+    IdPath,
+    Limit,
+    Services,
+    ServicesDep,
+    model_name_from,
+    new_id,
+)
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+_LONGEST_WAIT_SECONDS = 120.0
+_POLL_SECONDS = 0.05
+_WAIT_PREFERENCE = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")
+#: What people may download of an attempt.
+_FILE_NAMES = frozenset({"log.txt", "progress.jsonl", "spec.json"})
+
+
+def job_of(services: ServicesDep, job_id: IdPath) -> Job:
+    """Return the job of the path, or raise `JobNotFound`."""
+    with services.database.read() as connection:
+        return jobs.get(connection, job_id)
+
+
+JobDep = Annotated[Job, Depends(job_of)]
+
+
+@router.post("", status_code=202)
+async def create_job(
+    response: Response,
+    services: ServicesDep,
+    body: Annotated[JobRequest, json_body(JobRequest)],
+    idempotency_key: IdempotencyKey = None,
+    prefer: Annotated[str | None, Header(description="`wait=N`: wait up to N seconds.")] = None,
+) -> JobBody:
+    """Queue a job; with `Prefer: wait=N` the answer comes at its end or after N seconds."""
+    job = await run_in_threadpool(_accept, services, body, idempotency_key)
+    wait_seconds = _preferred_wait(prefer)
+    if wait_seconds:
+        response.headers["Preference-Applied"] = f"wait={wait_seconds:.0f}"
+        job = await _wait_for_end(services, job, wait_seconds)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return await run_in_threadpool(_body, services, job)
+
+
+@router.get("")
+def list_jobs(
+    services: ServicesDep,
+    status: Annotated[JobState | None, Query()] = None,
+    job_type: Annotated[str | None, Query(alias="type", pattern=r"^[a-z_]{1,32}$")] = None,
+    limit: Limit = 20,
+    after: After = None,
+) -> Page[JobBody]:
+    """List jobs, newest first."""
+    with services.database.read() as connection:
+        found = jobs.page(connection, limit + 1, after, status=status, job_type=job_type)
+    return Page.of([_body(services, job) for job in found], limit)
+
+
+@router.get("/{job_id}")
+def get_job(services: ServicesDep, job: JobDep) -> JobBody:
+    """Return one job."""
+    return _body(services, job)
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(services: ServicesDep, job: JobDep) -> JobBody:
+    """Stop a job; a running one is stopped within two seconds. Repeating it changes nothing."""
+    done = (JobState.CANCELLING, JobState.CANCELLED)
+    return _body(services, _ask(services, job, JobEvent.CANCEL, done))
+
+
+@router.post("/{job_id}/pause")
+def pause_job(services: ServicesDep, job: JobDep) -> JobBody:
+    """Write a checkpoint and free the slot until `resume`."""
+    done = (JobState.PAUSING, JobState.PAUSED)
+    return _body(services, _ask(services, job, JobEvent.PAUSE, done))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(services: ServicesDep, job: JobDep) -> JobBody:
+    """Queue a paused job again; it goes on from its checkpoint."""
+    done = (JobState.QUEUED, JobState.RUNNING)
+    return _body(services, _ask(services, job, JobEvent.RESUME, done))
+
+
+@router.post("/{job_id}/retry", status_code=202)
+def retry_job(services: ServicesDep, response: Response, job: JobDep) -> JobBody:
+    """Make a new job with the same specification; repeated, it returns the same new job."""
+    if job.status not in TERMINAL:
+        raise JobNotEnded(job.id, job.status.value)
+    with services.database.write() as connection:
+        again = jobs.find_retry(connection, job.id)
+        if again is None:
+            new = jobs.NewJob(
+                id=new_id("job"),
+                type=job.type,
+                spec=job.spec,
+                priority=job.priority,
+                dataset_id=job.dataset_id,
+                model=job.model,
+                retry_of=job.id,
+            )
+            if job.dataset_id is not None:
+                datasets.get(connection, job.dataset_id)
+            again = jobs.accept(connection, new)
+    response.headers["Location"] = f"/v1/jobs/{again.id}"
+    return _body(services, again)
+
+
+@router.delete("/{job_id}", status_code=204)
+def delete_job(services: ServicesDep, job_id: IdPath) -> Response:
+    """Delete an ended job and its log; a model it published stays."""
+    with services.database.write() as connection:
+        jobs.remove(connection, job_id)
+    return Response(status_code=204)
+
+
+@router.get("/{job_id}/events", response_model=None)
+async def get_events(
+    request: Request,
+    services: ServicesDep,
+    job: JobDep,
+    after: Annotated[
+        int, Query(ge=0, le=2**31 - 1, description="`seq` of the last event seen.")
+    ] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,9}$")] = None,
+) -> Response:
+    """Return a page of the job's log; with `Accept: text/event-stream`, the log as it grows."""
+    if "text/event-stream" in request.headers.get("accept", ""):
+        start = int(last_event_id) if last_event_id is not None else after
+        stream = stream_events(services.database, job.id, start, request.is_disconnected)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    page = await run_in_threadpool(_event_page, services, job.id, after, limit)
+    return JSONResponse(page.model_dump(mode="json"))
+
+
+@router.get("/{job_id}/files")
+def list_files(services: ServicesDep, job: JobDep) -> Page[FileBody]:
+    """List the files of the job's newest attempt."""
+    folder = services.settings.data_dir / "runs" / job.id / str(job.attempt)
+    names = [path for path in sorted(folder.glob("*")) if path.name in _FILE_NAMES]
+    bodies = [FileBody(name=path.name, size=path.stat().st_size) for path in names]
+    return Page(data=bodies, has_more=False, next=None)
+
+
+@router.get("/{job_id}/files/{name}", response_class=FileResponse)
+def get_file(
+    services: ServicesDep,
+    job: JobDep,
+    name: Annotated[str, Path(pattern=r"^[a-z0-9_.-]{1,64}$")],
+) -> FileResponse:
+    """Return a file of the job's newest attempt."""
+    path = services.settings.data_dir / "runs" / job.id / str(job.attempt) / name
+    if name not in _FILE_NAMES or not path.is_file():
+        raise NothingHere
+    kind = mimetypes.guess_type(name)[0] or "text/plain"
+    return FileResponse(path, media_type=kind, filename=f"{job.id}-{name}")
+
+
+def _accept(services: Services, body: JobRequest, idempotency_key: str | None) -> Job:
+    """Check a request completely, then put the job and its key on disk in one transaction."""
+    fingerprint = durable.sha256_of_bytes(
+        durable.canonical_json(["jobs", body.model_dump(mode="json")])
+    )
+    spec = _checked_spec(services, body)
+    with services.database.write() as connection:
+        if idempotency_key is not None:
+            known = idempotency.find(connection, idempotency_key, fingerprint)
+            if known is not None:
+                return jobs.get(connection, known)
+        dataset = datasets.get(connection, body.dataset)
+        if dataset.status == "rejected":
+            raise DatasetRejected(dataset.id)
+        model = body.model or model_name_from(dataset.name)
+        new = jobs.NewJob(
+            id=new_id("job"),
+            type=body.type,
+            spec={**spec, "model": model},
+            priority=body.priority,
+            dataset_id=dataset.id,
+            model=model,
+        )
+        job = jobs.accept(connection, new)
+        if idempotency_key is not None:
+            idempotency.remember(connection, idempotency_key, fingerprint, job.id)
+    return job
+
+
+def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
+    if body.type != "fine_tune":
+        raise ValidationFailed.one("/type", "not-offered", "only fine_tune is offered yet")
+    check_parameters(body.recipe, body.parameters)
+    services.catalogue.backbone(body.backbone)
+    spec = body.model_dump(mode="json", exclude={"webhook", "priority"})
+    if body.recipe == "scratch":
+        return {**spec, "weights": None}
+    if body.weights != "DEFAULT":
+        services.catalogue.candidates(body.backbone, body.weights)
+    return spec
+
+
+def _ask(services: Services, job: Job, event: JobEvent, done: tuple[JobState, ...]) -> Job:
+    """Move a job if its state allows; a repeated request finds it done and changes nothing."""
+    with services.database.write() as connection:
+        current = jobs.get(connection, job.id)
+        if current.status in done:
+            return current
+        return jobs.transition(connection, job.id, event)
+
+
+def _preferred_wait(prefer: str | None) -> float:
+    match = _WAIT_PREFERENCE.search(prefer or "")
+    return min(float(match.group(1)), _LONGEST_WAIT_SECONDS) if match else 0.0
+
+
+async def _wait_for_end(services: Services, job: Job, wait_seconds: float) -> Job:
+    def look() -> Job:
+        with services.database.read() as connection:
+            return jobs.get(connection, job.id)
+
+    deadline = time.monotonic() + wait_seconds
+    while job.status not in TERMINAL and time.monotonic() < deadline:
+        await asyncio.sleep(_POLL_SECONDS)
+        job = await run_in_threadpool(look)
+    return job
+
+
+def _event_page(services: Services, job_id: str, after: int, limit: int) -> Page[EventBody]:
+    with services.database.read() as connection:
+        found = events.page(connection, job_id, after, limit + 1)
+    bodies = [EventBody(seq=e.seq, kind=e.kind, data=e.data, at=e.at) for e in found]
+    more = len(bodies) > limit
+    shown = bodies[:limit]
+    return Page(data=shown, has_more=more, next=str(shown[-1].seq) if more else None)
+
+
+def _body(services: Services, job: Job) -> JobBody:
+    position = None
+    if job.status is JobState.QUEUED:
+        with services.database.read() as connection:
+            position = jobs.queue_position(connection, job)
+    return JobBody(
+        id=job.id,
+        type=job.type,
+        status=job.status.value,
+        phase=job.phase,
+        queue_position=position,
+        progress=job.progress,
+        spec={key: value for key, value in job.spec.items() if key != "metadata"},
+        resolved=job.resolved,
+        metrics=job.metrics,
+        resources=job.resources,
+        attempt=job.attempt,
+        retry_of=job.retry_of,
+        result=job.result,
+        error=_error(job),
+        metadata=job.spec.get("metadata", {}),
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+    )
+
+
+def _error(job: Job) -> dict[str, Any] | None:
+    if job.error is None:
+        return None
+    code = job.error["code"]
+    return {
+        "type": f"/problems/{code}",
+        "code": code,
+        "detail": job.error["message"],
+        "facts": job.error["facts"],
+    }

@@ -1,0 +1,189 @@
+"""Calls about models: versions, aliases, archives."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request, Response
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse
+
+from jobs.archives import pack_artifact, unpack_artifact
+from jobs.store import models
+from jobs.store.models import LATEST_ALIAS, Model, NewVersion, Version
+from models_cache.artifacts import Artifact
+from service.errors import NothingHere
+from service.json_body import json_body
+from service.schemas import AliasBody, AliasRequest, ModelBody, Page, VersionBody
+from service.services import After, Limit, NamePath, Services, ServicesDep, new_id
+from service.uploads import Upload, receive
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+VersionPath = Annotated[int, Path(ge=1, le=2**31 - 1)]
+AliasPath = Annotated[str, Path(pattern=r"^[a-z][a-z0-9._-]{0,62}$")]
+_MAX_ARCHIVE_BYTES = 4 << 30
+
+
+@router.get("")
+def list_models(services: ServicesDep, limit: Limit = 20, after: After = None) -> Page[ModelBody]:
+    """List models by name."""
+    with services.database.read() as connection:
+        found = models.page(connection, limit + 1, after)
+        bodies = [_model_body(services, model) for model in found]
+    return Page.of(bodies, limit)
+
+
+@router.get("/{name}")
+def get_model(services: ServicesDep, name: NamePath) -> ModelBody:
+    """Return a model with its versions and aliases."""
+    with services.database.read() as connection:
+        return _model_body(services, models.get(connection, name))
+
+
+@router.delete("/{name}", status_code=204)
+def delete_model(services: ServicesDep, name: NamePath) -> Response:
+    """Delete a model; requests under way are answered, later ones find nothing."""
+    with services.database.write() as connection:
+        models.remove(connection, name)
+    return Response(status_code=204)
+
+
+@router.get("/{name}/versions")
+def list_versions(services: ServicesDep, name: NamePath) -> Page[VersionBody]:
+    """List the versions of a model, oldest first."""
+    with services.database.read() as connection:
+        aliases = models.get(connection, name).aliases
+        found = models.versions(connection, name)
+    data = [_version_body(version, aliases) for version in found]
+    return Page(data=data, has_more=False, next=None)
+
+
+@router.post("/{name}/versions", status_code=201)
+async def import_version(
+    request: Request, response: Response, services: ServicesDep, name: NamePath
+) -> VersionBody:
+    """Import an artifact that was downloaded as an archive; checked like a published one."""
+    folder = services.settings.data_dir / "uploads"
+    async with receive(request, folder, _MAX_ARCHIVE_BYTES) as upload:
+        artifact = await run_in_threadpool(_unpack, services, upload)
+    # Loaded before it is published: the golden outputs must be reproduced.
+    await services.inference.load(artifact.digest)
+    body = await run_in_threadpool(_publish, services, name, artifact)
+    response.headers["Location"] = f"/v1/models/{name}/versions/{body.version}"
+    return body
+
+
+@router.get("/{name}/versions/{version}")
+def get_version(services: ServicesDep, name: NamePath, version: VersionPath) -> VersionBody:
+    """Return one version."""
+    with services.database.read() as connection:
+        found = models.version(connection, name, version)
+        return _version_body(found, models.aliases_of(connection, name))
+
+
+@router.delete("/{name}/versions/{version}", status_code=204)
+def delete_version(services: ServicesDep, name: NamePath, version: VersionPath) -> Response:
+    """Delete a version that no alias points to; its number is not used again."""
+    with services.database.write() as connection:
+        models.remove_version(connection, name, version)
+    return Response(status_code=204)
+
+
+@router.get("/{name}/versions/{version}/archive", response_class=FileResponse)
+def get_archive(services: ServicesDep, name: NamePath, version: VersionPath) -> FileResponse:
+    """Download the artifact as a zip: weights, labels, preprocessing, metrics, lineage."""
+    with services.database.read() as connection:
+        found = models.version(connection, name, version)
+    folder = services.settings.data_dir / "uploads"
+    path = pack_artifact(services.blobs, found.files, folder / f"{new_id('archive')}.tmp")
+    return FileResponse(
+        path,
+        media_type="application/zip",
+        filename=f"{name}-{version}.zip",
+        background=BackgroundTask(path.unlink, missing_ok=True),
+    )
+
+
+@router.get("/{name}/versions/{version}/evaluation")
+def get_evaluation(services: ServicesDep, name: NamePath, version: VersionPath) -> dict[str, Any]:
+    """Return the evaluation on held-out images: confusion matrix, per class, per image."""
+    with services.database.read() as connection:
+        found = models.version(connection, name, version)
+    if found.evaluation_sha256 is None:
+        raise NothingHere
+    evaluation: dict[str, Any] = json.loads(services.blobs.read(found.evaluation_sha256))
+    return evaluation
+
+
+@router.put("/{name}/aliases/{alias}")
+def put_alias(
+    services: ServicesDep,
+    name: NamePath,
+    alias: AliasPath,
+    body: Annotated[AliasRequest, json_body(AliasRequest)],
+) -> AliasBody:
+    """Point an alias to a version: promotion and rollback; `if_current` makes it a swap."""
+    with services.database.write() as connection:
+        models.set_alias(connection, name, alias, body.version, if_current=body.if_current)
+    return AliasBody(model=name, alias=alias, version=body.version)
+
+
+def _unpack(services: Services, upload: Upload) -> Artifact:
+    return unpack_artifact(services.blobs, upload.path)
+
+
+def _publish(services: Services, name: str, artifact: Artifact) -> VersionBody:
+    facts = artifact.facts
+    new = NewVersion(
+        name=name,
+        artifact_digest=artifact.digest,
+        files=artifact.files_as_json(),
+        task=facts.task,
+        architecture=facts.architecture,
+        classes=list(facts.classes),
+        metrics=dict(facts.metrics),
+    )
+    with services.database.write() as connection:
+        version = models.publish(connection, new, promote=False)
+        return _version_body(version, models.aliases_of(connection, name))
+
+
+def _model_body(services: Services, model: Model) -> ModelBody:
+    aliases = dict(model.aliases)
+    if model.versions:
+        aliases[LATEST_ALIAS] = max(model.versions)
+    default = None
+    number = model.aliases.get(models.DEFAULT_ALIAS)
+    if number is not None:
+        with services.database.read() as connection:
+            default = _version_body(models.version(connection, model.name, number), model.aliases)
+    return ModelBody(
+        id=model.name,
+        created=int(model.created_at.timestamp()),
+        owned_by="graft",
+        name=model.name,
+        versions=model.versions,
+        aliases=aliases,
+        default=default,
+        created_at=model.created_at,
+    )
+
+
+def _version_body(version: Version, aliases: dict[str, int]) -> VersionBody:
+    return VersionBody(
+        model=version.name,
+        version=version.version,
+        digest=version.artifact_digest,
+        task=version.task,
+        architecture=version.architecture,
+        classes=version.classes,
+        metrics=version.metrics,
+        files=version.files,
+        job=version.job_id,
+        dataset=version.dataset_id,
+        aliases=sorted(alias for alias, number in aliases.items() if number == version.version),
+        created_at=version.created_at,
+    )

@@ -1,0 +1,177 @@
+"""Bodies of requests and answers: wire format only. Unknown fields are refused."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.services import MODEL_NAME_PATTERN
+
+_Item = TypeVar("_Item")
+
+
+class Request(BaseModel):
+    """Base of what clients send: strict types, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class JobRequest(Request):
+    """`POST /v1/jobs`."""
+
+    type: Literal["fine_tune", "race", "evaluate", "batch_predict", "export"] = "fine_tune"
+    dataset: str = Field(min_length=1, max_length=64, description="Id of a data set, `ds_...`.")
+    backbone: str = Field("mobilenet_v2", min_length=1, max_length=64)
+    weights: str = Field("DEFAULT", min_length=1, max_length=64)
+    recipe: str = Field("head", min_length=1, max_length=64)
+    parameters: dict[str, Any] = Field(default_factory=dict, description="Overrides of the recipe.")
+    model: str | None = Field(
+        None, pattern=MODEL_NAME_PATTERN, description="Default: from the data set's name."
+    )
+    promote: bool = Field(True, description="Whether the new version becomes alias `default`.")
+    priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")
+    time_limit_seconds: float | None = Field(None, gt=0, le=30 * 86400)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+    webhook: None = Field(None, description="Not offered yet.")
+
+
+class DownloadRequest(Request):
+    """`POST /v1/backbones/{architecture}/download`."""
+
+    weights: str = Field("DEFAULT", min_length=1, max_length=64)
+
+
+class AliasRequest(Request):
+    """`PUT /v1/models/{name}/aliases/{alias}`."""
+
+    version: int = Field(ge=1, le=2**31 - 1)
+    if_current: int | None = Field(None, ge=1, le=2**31 - 1)
+
+
+class PredictInput(Request):
+    """One image of a JSON prediction request."""
+
+    b64: str = Field(min_length=1, description="The encoded image in base64.")
+
+
+class PredictRequest(Request):
+    """The JSON form of `POST /v1/models/{name}/predict`."""
+
+    inputs: list[PredictInput] = Field(min_length=1, max_length=32)
+
+
+class Page(BaseModel, Generic[_Item]):
+    """One page of a list."""
+
+    object: Literal["list"] = "list"
+    data: list[_Item]
+    has_more: bool
+    next: str | None
+
+    @classmethod
+    def of(cls, items: list[_Item], limit: int, key: str = "id") -> Page[_Item]:
+        """Make a page of up to `limit + 1` items: the one too many tells that there is more."""
+        shown = items[:limit]
+        more = len(items) > limit
+        return cls(data=shown, has_more=more, next=getattr(shown[-1], key) if more else None)
+
+
+class DatasetBody(BaseModel):
+    """A data set."""
+
+    id: str
+    object: Literal["dataset"] = "dataset"
+    name: str
+    version: int
+    parent: str | None
+    status: str = Field(description="processing, ready or rejected.")
+    task: str | None
+    classes: list[str]
+    splits: dict[str, Any]
+    digest: str | None
+    bytes: int
+    problem: dict[str, Any] | None
+    created_at: datetime
+
+
+class JobBody(BaseModel):
+    """A job."""
+
+    id: str
+    object: Literal["job"] = "job"
+    type: str
+    status: str
+    phase: str | None
+    queue_position: int | None
+    progress: dict[str, Any] | None
+    spec: dict[str, Any]
+    resolved: dict[str, Any] | None
+    metrics: dict[str, float]
+    resources: dict[str, Any]
+    attempt: int
+    retry_of: str | None
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+    metadata: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class EventBody(BaseModel):
+    """One row of a job's log."""
+
+    seq: int
+    kind: str
+    data: dict[str, Any]
+    at: datetime
+
+
+class VersionBody(BaseModel):
+    """One immutable version of a model."""
+
+    model: str
+    version: int
+    object: Literal["model.version"] = "model.version"
+    digest: str
+    task: str
+    architecture: str
+    classes: list[str]
+    metrics: dict[str, float]
+    files: dict[str, Any]
+    job: str | None
+    dataset: str | None
+    aliases: list[str]
+    created_at: datetime
+
+
+class ModelBody(BaseModel):
+    """A model; `id`, `object`, `created` and `owned_by` let OpenAI clients list it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    name: str
+    versions: list[int]
+    aliases: dict[str, int]
+    default: VersionBody | None
+    created_at: datetime
+
+
+class AliasBody(BaseModel):
+    """Where an alias points."""
+
+    model: str
+    alias: str
+    version: int
+
+
+class FileBody(BaseModel):
+    """A file of a job's current attempt."""
+
+    name: str
+    size: int

@@ -1,0 +1,83 @@
+"""What a request handler works with, built once by the composition root."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Annotated
+
+import uuid_utils.compat as uuids
+from fastapi import Depends, Header, Path, Query, Request
+
+from jobs.store.database import Database
+from models_cache.blobs import BlobStore
+from models_cache.catalogue import Catalogue
+from models_cache.weights import WeightsVault
+from service.errors import ValidationFailed
+from service.inference_client import InferenceClient
+from service.settings import Settings
+
+MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+
+@dataclass(frozen=True)
+class Services:
+    """Database, files and neighbours of the api process."""
+
+    settings: Settings
+    database: Database
+    blobs: BlobStore
+    catalogue: Catalogue
+    vault: WeightsVault
+    inference: InferenceClient
+
+
+def _services(request: Request) -> Services:
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+IdPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,48}$")]
+NamePath = Annotated[str, Path(pattern=MODEL_NAME_PATTERN)]
+Limit = Annotated[int, Query(ge=1, le=200, description="Most items of one page.")]
+After = Annotated[
+    str | None,
+    Query(max_length=64, pattern=r"^[A-Za-z0-9._-]+$", description="Id of the last item seen."),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Repeat a request with the same key and nothing is made twice.",
+    ),
+]
+
+
+def new_id(prefix: str) -> str:
+    """Return a new id such as `job_0192...`; ids sort by the time they were made."""
+    return f"{prefix}_{uuids.uuid7().hex}"
+
+
+def checked_name(name: str, pointer: str) -> str:
+    """Return a data set's name in normal form.
+
+    Raises:
+        ValidationFailed: It is empty, too long or holds characters that cannot be shown.
+    """
+    normal = unicodedata.normalize("NFC", name).strip()
+    if not 1 <= len(normal) <= 100 or not normal.isprintable():
+        raise ValidationFailed.one(pointer, "invalid-name", "1 to 100 printable characters")
+    return normal
+
+
+def model_name_from(name: str) -> str:
+    """Return the model name that a data set's name suggests: lower case, others become `-`."""
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"[^a-z0-9._-]+", "-", ascii_name).strip("._-")[:63]
+    return slug or "model"

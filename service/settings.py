@@ -1,0 +1,182 @@
+"""The only reader of the environment: every `GRAFT_` variable, its default and its unit.
+
+`docs/settings.md` lists them; a test keeps the two equal. Lower layers get values, never this
+object.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from jobs.specs import Machine
+from jobs.worker import WorkerLimits
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+_LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+_DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,2})?)$"
+
+
+def _default_data_folder() -> Path:
+    return Path(platformdirs.user_data_path("graft"))
+
+
+class Settings(BaseSettings):
+    """Values for every process; frozen once read."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GRAFT_", env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address the api listens on.")
+    port: int = Field(
+        8000, ge=0, le=65535, description="Port of the api; 0 lets the kernel choose."
+    )
+    allow_anonymous: bool = Field(
+        False, description="Listen on a host that others can reach, although there are no keys."
+    )
+    data_dir: Path = Field(default_factory=_default_data_folder, description="Folder of all state.")
+    database_url: str = Field(
+        "", description="Empty: SQLite in the data folder; or postgresql+psycopg://..."
+    )
+    inference_url: str = Field(
+        "", description="Empty: a socket in the data folder; or unix:///path or http://host:port."
+    )
+    weights_sources: CommaSeparated = Field(
+        (), description="Folders or base URLs tried by file name before the official URL."
+    )
+    weights_catalog: CommaSeparated = Field((), description="JSON files that add weights.")
+    offline: bool = Field(False, description="Never open a connection for weights.")
+    device: str = Field("auto", pattern=_DEVICE_PATTERN, description="auto, cpu, cuda or cuda:<n>.")
+    executor: Literal["local"] = Field("local", description="Where attempts run.")
+    worker_slots: int = Field(
+        0, ge=0, le=64, description="Trainings at once; 0: one per GPU, else 1."
+    )
+    train_threads: int = Field(0, ge=0, le=1024, description="CPU threads of a training; 0: all.")
+    serve_threads: int = Field(0, ge=0, le=1024, description="CPU threads of inference; 0: all.")
+    cache_bytes: int = Field(
+        4 << 30, ge=64 << 20, description="Bound of loaded models in memory, in bytes."
+    )
+    max_upload_bytes: int = Field(
+        2 << 30, ge=1024, description="Largest data set archive, in bytes."
+    )
+    max_image_pixels: int = Field(40_000_000, ge=1024, description="Largest image, in pixels.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe line that is logged."
+    )
+    lease_seconds: float = Field(
+        45.0,
+        ge=1,
+        le=3600,
+        description="After so long without a sign a worker of another host is dead.",
+    )
+    stall_seconds: float = Field(
+        300.0, ge=1, description="An attempt without progress for so long is restarted."
+    )
+    faults: str = Field("", description="For tests: named points at which a process is to fail.")
+
+    @field_validator("weights_sources", "weights_catalog", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _refuse_open_doors(self) -> Settings:
+        if self.host not in _LOOPBACK_HOSTS and not self.allow_anonymous:
+            raise ValueError(
+                f"GRAFT_HOST={self.host} can be reached by others and there are no API keys; "
+                "set GRAFT_ALLOW_ANONYMOUS=1 if a proxy in front checks who calls"
+            )
+        return self
+
+    @cached_property
+    def resolved_database_url(self) -> str:
+        """The database, with the default filled in."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'graft.db'}"
+
+    @cached_property
+    def resolved_inference_url(self) -> str:
+        """The inference process, with the default filled in."""
+        return self.inference_url or f"unix://{self.data_dir / 'run' / 'inference.sock'}"
+
+    @cached_property
+    def resolved_train_threads(self) -> int:
+        """CPU threads of a training child."""
+        return self.train_threads or available_cores()
+
+    @cached_property
+    def resolved_serve_threads(self) -> int:
+        """CPU threads of the inference process."""
+        return self.serve_threads or available_cores()
+
+    def machine(self, code_version: str) -> Machine:
+        """Return what attempts on this machine share."""
+        return Machine(
+            data_folder=self.data_dir,
+            weights_sources=self.weights_sources,
+            weights_catalogues=self.weights_catalog,
+            offline=self.offline,
+            device=self.device,
+            train_threads=self.resolved_train_threads,
+            ingest_limits={"max_image_pixels": self.max_image_pixels},
+            code_version=code_version,
+            faults=self.faults,
+        )
+
+    def worker_limits(self, gpu_count: int) -> WorkerLimits:
+        """Return the worker's limits on a machine with so many GPUs."""
+        return WorkerLimits(
+            train_slots=self.worker_slots or max(1, gpu_count),
+            lease_seconds=self.lease_seconds,
+            heartbeat_seconds=min(10.0, self.lease_seconds / 4.5),
+            stall_seconds=self.stall_seconds,
+        )
+
+
+def available_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment of a process that Graft starts: ours with the settings pinned.
+
+    Pinned, so that a `.env` file or a folder-relative default means the same in every process.
+    """
+    return {
+        **os.environ,
+        "GRAFT_DATA_DIR": str(settings.data_dir),
+        "GRAFT_DATABASE_URL": settings.resolved_database_url,
+        "GRAFT_INFERENCE_URL": settings.resolved_inference_url,
+        "GRAFT_HOST": settings.host,
+        "GRAFT_PORT": str(settings.port),
+        "GRAFT_WEIGHTS_CATALOG": ",".join(settings.weights_catalog),
+        "GRAFT_WEIGHTS_SOURCES": ",".join(settings.weights_sources),
+    }
+
+
+def demo_settings(data_folder: Path, port: int, catalogues: tuple[str, ...]) -> Settings:
+    """Return settings of a service that lives in one folder; the environment gives the rest."""
+    changed = Settings().model_dump() | {
+        "data_dir": data_folder,
+        "host": "127.0.0.1",
+        "port": port,
+        "database_url": "",
+        "inference_url": "",
+    }
+    if catalogues:
+        changed["weights_catalog"] = catalogues
+    return Settings.model_validate(changed)
