@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from jobs.errors import DatasetRejected
 from jobs.states import JobEvent
 from jobs.store import datasets, jobs, models
-from jobs.store.database import Database
+from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
 from models_cache import faults
 from models_cache.artifacts import verify_artifact
@@ -49,6 +49,9 @@ def finish(
             result = _publish_dataset(connection, job, last)
         else:
             result = {key: value for key, value in last.items() if key not in ("kind", "at")}
+        metrics = last.get("metrics")
+        if metrics:
+            jobs.record(connection, lease, {"metrics": metrics}, [("metrics", {"final": metrics})])
         changes = {"result": result, "resources": _resources(job, last)}
         jobs.transition(connection, job.id, JobEvent.SUCCEED, lease=lease, changes=changes)
         faults.reach("publish.in_tx")
@@ -120,4 +123,7 @@ def _publish_dataset(connection: Connection, job: Job, last: dict[str, Any]) -> 
 
 
 def _resources(job: Job, last: dict[str, Any]) -> dict[str, Any]:
-    return {**job.resources, **last.get("resources", {}), "attempts": job.attempt}
+    assert job.started_at is not None, "a job that ends has begun"
+    wall_seconds = (utc_now() - job.started_at).total_seconds()
+    own = {"attempts": job.attempt, "wall_seconds": round(wall_seconds, 3)}
+    return {**last.get("resources", {}), **own}

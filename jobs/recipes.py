@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -175,7 +176,10 @@ def resolve(name: str, parameters: Mapping[str, Any], facts: RecipeFacts) -> Rec
     for key, field in fields.items():
         if field.default == AUTO and key not in values:
             values[key] = _automatic(name, key, int(given["batch_size"]), facts)
-    return recipe(**values)
+    resolved = recipe(**values)
+    if isinstance(resolved, HeadRecipe) and resolved.l2_weakest > resolved.l2_strongest:
+        raise RecipeInvalid(name, "l2_weakest", "must be at most l2_strongest")
+    return resolved
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
@@ -206,12 +210,12 @@ def _checked(recipe: str, field: dataclasses.Field[Any], value: Any) -> Any:  # 
         if value not in choices:
             raise RecipeInvalid(recipe, field.name, f"{value!r} is not one of {', '.join(choices)}")
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RecipeInvalid(recipe, field.name, f"{value!r} is not a finite number")
-    if field.type == "int":
-        if value != int(value):
-            raise RecipeInvalid(recipe, field.name, f"{value!r} is not a whole number")
-        value = int(value)
+    kinds = (int,) if field.type == "int" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        words = "a whole number" if field.type == "int" else "a number"
+        raise RecipeInvalid(recipe, field.name, f"{value!r} is not {words}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeInvalid(recipe, field.name, f"{value!r} is not finite")
     for bound, holds, words in _BOUNDS:
         limit = field.metadata.get(bound)
         if limit is not None and not holds(value, limit):
@@ -220,8 +224,8 @@ def _checked(recipe: str, field: dataclasses.Field[Any], value: Any) -> Any:  # 
 
 
 _BOUNDS = (
-    ("ge", lambda value, limit: value >= limit, "at least"),
-    ("gt", lambda value, limit: value > limit, "greater than"),
-    ("le", lambda value, limit: value <= limit, "at most"),
-    ("lt", lambda value, limit: value < limit, "less than"),
+    ("ge", operator.ge, "at least"),
+    ("gt", operator.gt, "greater than"),
+    ("le", operator.le, "at most"),
+    ("lt", operator.lt, "less than"),
 )

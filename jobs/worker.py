@@ -8,7 +8,6 @@ one finds its jobs through `presence` and goes on from the last checkpoint.
 from __future__ import annotations
 
 import logging
-import signal
 import time
 import uuid
 from collections.abc import Callable
@@ -65,6 +64,7 @@ class WorkerLimits:
     sweep_seconds: float = 5.0
     cancel_grace_seconds: float = 1.0
     pause_grace_seconds: float = 30.0
+    drain_grace_seconds: float = 8.0  # less than the supervisor's, so that jobs are queued again
     stall_seconds: float = 300.0
     fault_limit: int = 3
     first_backoff_seconds: float = 0.5
@@ -186,8 +186,9 @@ class Worker:
             folder = self._machine.attempt_folder(job)
             kind = CHILD_KINDS[job.type]
             handle = self._executor.start(AttemptSpec(kind, spec_path, folder))
-        except GraftError as error:
-            self._fail(job, lease, error)
+        except (GraftError, OSError) as error:
+            known = error if isinstance(error, GraftError) else AttemptDied(job.id, str(error))
+            self._fail(job, lease, known)
             return
         self._attempts.append(Attempt(job, slot, lease, handle, folder))
 
@@ -314,12 +315,12 @@ class Worker:
     def _count_fault(self, attempt: Attempt, outcome: Exited) -> None:
         """Queue a job again whose child died by its own fault, or give up."""
         job, lease = attempt.job, attempt.lease
-        died = attempt.stall or AttemptDied(job.id, _describe(outcome))
+        died = attempt.stall or AttemptDied(job.id, outcome.describe())
         earlier = 0 if attempt.checkpoints else job.faults
         count = earlier + 1
         log.warning("%s (%d in a row without a new checkpoint)", died, count)
         if count >= self._limits.fault_limit:
-            self._fail(job, lease, AttemptsExhausted(count, _describe(outcome)))
+            self._fail(job, lease, AttemptsExhausted(count, outcome.describe()))
             return
         wait = timedelta(seconds=self._limits.first_backoff_seconds * 4 ** (count - 1))
         with self._database.write() as connection:
@@ -359,17 +360,9 @@ class Worker:
     def _drain(self) -> None:
         """Ask every child for a last checkpoint and queue the jobs again."""
         for attempt in self._attempts:
-            self._executor.cancel(attempt.handle, self._limits.pause_grace_seconds)
+            self._executor.cancel(attempt.handle, self._limits.drain_grace_seconds)
         while self._attempts:
             for attempt in list(self._attempts):
                 self._attend(attempt)
             self._executor.wait(self._limits.tick_seconds)
         self._executor.close()
-
-
-def _describe(outcome: Exited) -> str:
-    """Return how a child ended, for people."""
-    if outcome.signal is None:
-        return f"exit status {outcome.status}"
-    name = signal.Signals(outcome.signal).name
-    return f"{name} (out of memory?)" if name == "SIGKILL" else name

@@ -66,7 +66,7 @@ def _run(graft: Graft, url: str, plan: DemoPlan) -> None:
     reported = job["metrics"]["val/accuracy_top1"]
     table.add_row(
         f"fine-tune ({plan.recipe})",
-        f"{plan.backbone}, {job['resolved']['weights_shown']}: val accuracy {reported:.4f}",
+        f"{plan.backbone}, weights {_weights_of(job)}: val accuracy {reported:.4f}",
         f"{served - uploaded:.1f}",
     )
     table.add_row(
@@ -129,6 +129,11 @@ def _service(data_folder: Path, plan: DemoPlan) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _weights_of(job: Json) -> str:
+    weights = job["resolved"]["weights"]
+    return "random" if weights is None else str(weights["name"])
 
 
 def _counts(dataset: Json, split: str) -> list[int]:

@@ -25,6 +25,8 @@ router = APIRouter(prefix="/v1/models", tags=["predict"])
 MAX_IMAGES = 32
 MAX_BODY_BYTES = 64 << 20
 _REFERENCE = r"^[a-z0-9][a-z0-9._-]{0,62}(@([a-z][a-z0-9._-]{0,62}|[1-9]\d{0,8}))?$"
+#: Besides `image/*`: none at all, and what curl and others say when nobody told them.
+_RAW_KINDS = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 _PREDICT_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -98,7 +100,7 @@ async def _read_images(request: Request) -> tuple[list[bytes], bool]:
         return await run_in_threadpool(_from_json, body), False
     if kind == "multipart/form-data":
         return await _from_multipart(request), False
-    if kind.startswith("image/") or kind in ("", "application/octet-stream"):
+    if kind.startswith("image/") or kind in _RAW_KINDS:
         image = await read_body(request, MAX_BODY_BYTES)
         if not image:
             raise ValidationFailed.one("", "empty-body", "send the bytes of an image")
