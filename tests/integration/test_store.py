@@ -1,0 +1,216 @@
+"""Statements on a real SQLite file: claims, leases, fencing, aliases, idempotency, migrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from jobs.errors import (
+    AliasConflict,
+    AliasReserved,
+    IdempotencyMismatch,
+    IllegalTransition,
+    JobNotEnded,
+    JobNotFound,
+    LeaseLost,
+    ModelNotFound,
+    VersionInUse,
+    VersionNotFound,
+)
+from jobs.states import JobEvent, JobState
+from jobs.store import datasets, events, idempotency, jobs, models
+from jobs.store.database import Database
+from jobs.store.jobs import Job, Lease, NewJob
+from jobs.store.models import NewVersion
+from jobs.store.tables import metadata
+
+LONG = timedelta(seconds=60)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
+    database.migrate()
+    yield database
+    database.close()
+
+
+def accept(database: Database, job_id: str, **fields: object) -> Job:
+    with database.write() as connection:
+        return jobs.accept(
+            connection,
+            NewJob(id=job_id, type="fine_tune", spec={}, **fields),  # type: ignore[arg-type]
+        )
+
+
+def claim(database: Database, token: str, lease: timedelta = LONG) -> Job | None:
+    with database.write() as connection:
+        return jobs.claim(connection, ("fine_tune",), f"worker-{token}", token, lease)
+
+
+def new_version(digest: str, job_id: str | None = None, name: str = "m") -> NewVersion:
+    return NewVersion(
+        name=name,
+        artifact_digest=digest,
+        files={},
+        task="classification",
+        architecture="resnet18",
+        classes=["a", "b"],
+        metrics={},
+        job_id=job_id,
+    )
+
+
+def test_migrations_build_the_tables_that_the_code_uses(database: Database) -> None:
+    with database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_migrating_from_many_threads_at_once_happens_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'race.db'}"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: Database(url).migrate(), range(4)))
+    assert Database(url).is_migrated()
+
+
+def test_more_urgent_job_is_claimed_first_then_the_older(database: Database) -> None:
+    for job_id, priority in (("job_a", 0), ("job_b", 5), ("job_c", 5)):
+        accept(database, job_id, priority=priority)
+    order = [claim(database, str(turn)) for turn in range(4)]
+    assert [job and job.id for job in order] == ["job_b", "job_c", "job_a", None]
+
+
+def test_concurrent_claims_never_give_one_job_twice(database: Database) -> None:
+    for number in range(40):
+        accept(database, f"job_{number}")
+
+    def claim_some(worker: int) -> list[str]:
+        mine = []
+        while (job := claim(database, f"{worker}-{len(mine)}")) is not None:
+            mine.append(job.id)
+        return mine
+
+    with ThreadPoolExecutor(4) as pool:
+        claimed = [job_id for mine in pool.map(claim_some, range(4)) for job_id in mine]
+    assert sorted(claimed) == sorted(f"job_{number}" for number in range(40))
+
+
+def test_job_waits_until_its_dataset_is_checked(database: Database) -> None:
+    with database.write() as connection:
+        datasets.add(connection, "ds_1", "d", ("0" * 64, 1))
+    accept(database, "job_a", dataset_id="ds_1")
+    assert claim(database, "t") is None
+    with database.write() as connection:
+        datasets.set_ready(connection, "ds_1", {"digest": "1" * 64})
+    assert claim(database, "t") is not None
+
+
+def test_every_write_of_a_worker_that_lost_its_lease_is_refused(database: Database) -> None:
+    accept(database, "job_a")
+    claim(database, "old")
+    with database.write() as connection:
+        jobs.transition(connection, "job_a", JobEvent.LOSE)
+    claim(database, "new")
+    zombie = Lease("job_a", "old")
+    with database.write() as connection, pytest.raises(LeaseLost):
+        jobs.renew(connection, zombie, LONG)
+    with database.write() as connection, pytest.raises(LeaseLost):
+        jobs.record(connection, zombie, {"phase": "train"}, [("log", {})])
+    for event in (JobEvent.SUCCEED, JobEvent.FAIL, JobEvent.LOSE, JobEvent.STOP):
+        with database.write() as connection, pytest.raises(LeaseLost):
+            jobs.transition(connection, "job_a", event, lease=zombie)
+    with database.read() as connection:
+        assert jobs.get(connection, "job_a").status is JobState.RUNNING
+        with pytest.raises(LeaseLost):
+            jobs.status_of_held(connection, zombie)
+
+
+def test_lease_that_is_over_is_found(database: Database) -> None:
+    accept(database, "job_a")
+    claim(database, "t", timedelta(seconds=-1))
+    with database.read() as connection:
+        assert [job.id for job in jobs.with_lease_over(connection)] == ["job_a"]
+
+
+def test_ended_job_moves_no_more_and_open_job_cannot_be_deleted(database: Database) -> None:
+    accept(database, "job_a")
+    with database.write() as connection, pytest.raises(JobNotEnded):
+        jobs.remove(connection, "job_a")
+    with database.write() as connection:
+        jobs.transition(connection, "job_a", JobEvent.CANCEL)
+    with database.write() as connection, pytest.raises(IllegalTransition):
+        jobs.transition(connection, "job_a", JobEvent.RESUME)
+    with database.write() as connection:
+        jobs.remove(connection, "job_a")
+    with database.read() as connection, pytest.raises(JobNotFound):
+        jobs.get(connection, "job_a")
+
+
+def test_event_log_has_no_gaps_and_pages(database: Database) -> None:
+    accept(database, "job_a")
+    with database.write() as connection:
+        events.append(connection, "job_a", [("log", {"n": n}) for n in range(5)])
+        events.append(connection, "job_a", [("log", {"n": 5})])
+    with database.read() as connection:
+        assert [e.seq for e in events.page(connection, "job_a", 0, 100)] == list(range(1, 8))
+        assert [e.seq for e in events.page(connection, "job_a", 3, 2)] == [4, 5]
+
+
+def test_failed_transaction_leaves_nothing(database: Database) -> None:
+    with pytest.raises(RuntimeError), database.write() as connection:
+        jobs.accept(connection, NewJob(id="job_a", type="fine_tune", spec={}))
+        raise RuntimeError
+    with database.read() as connection, pytest.raises(JobNotFound):
+        jobs.get(connection, "job_a")
+
+
+def test_versions_count_up_for_ever_and_default_follows_promotion(database: Database) -> None:
+    with database.write() as connection:
+        assert models.publish(connection, new_version("a" * 64), promote=False).version == 1
+        assert models.publish(connection, new_version("b" * 64), promote=False).version == 2
+        assert models.aliases_of(connection, "m") == {"default": 1}
+        assert models.publish(connection, new_version("c" * 64), promote=True).version == 3
+        assert models.resolve(connection, "m", None).version == 3
+        assert models.resolve(connection, "m", "2").version == 2
+        assert models.resolve(connection, "m", "latest").version == 3
+        with pytest.raises(VersionInUse):
+            models.remove_version(connection, "m", 3)
+        models.set_alias(connection, "m", "default", 1)
+        models.remove_version(connection, "m", 3)
+        assert models.resolve(connection, "m", "latest").version == 2
+        models.remove(connection, "m")
+        with pytest.raises(ModelNotFound):
+            models.get(connection, "m")
+        assert models.publish(connection, new_version("d" * 64), promote=False).version == 4
+
+
+def test_alias_moves_only_from_where_it_was_expected(database: Database) -> None:
+    with database.write() as connection:
+        for digest in "ab":
+            models.publish(connection, new_version(digest * 64), promote=False)
+        models.set_alias(connection, "m", "canary", 1)
+        with pytest.raises(AliasConflict):
+            models.set_alias(connection, "m", "canary", 2, if_current=2)
+        models.set_alias(connection, "m", "canary", 2, if_current=1)
+        assert models.resolve(connection, "m", "canary").version == 2
+        with pytest.raises(AliasReserved):
+            models.set_alias(connection, "m", "latest", 1)
+        with pytest.raises(VersionNotFound):
+            models.set_alias(connection, "m", "canary", 9)
+        with pytest.raises(VersionNotFound):
+            models.resolve(connection, "m", "nowhere")
+
+
+def test_key_remembers_what_it_made_and_refuses_another_request(database: Database) -> None:
+    with database.write() as connection:
+        assert idempotency.find(connection, "k", "f1") is None
+        idempotency.remember(connection, "k", "f1", "job_1")
+        assert idempotency.find(connection, "k", "f1") == "job_1"
+        with pytest.raises(IdempotencyMismatch):
+            idempotency.find(connection, "k", "f2")

@@ -1,0 +1,36 @@
+"""What a process must not have loaded, seen by looking."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def _modules_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from service.app import create_app",
+        "import service.cli.main",
+        "import service.supervisor",
+        "import service.client",
+        "import jobs.worker, jobs.executors.local",
+        "import jobs.datasets.ingest",
+        "import jobs.download",
+    ],
+)
+def test_process_without_a_network_to_run_imports_no_torch(statement: str) -> None:
+    assert not _modules_after(statement) & {"torch", "torchvision"}
+
+
+@pytest.mark.parametrize("statement", ["import jobs.run", "import models_cache.predictor"])
+def test_training_and_inference_cores_need_no_web_package(statement: str) -> None:
+    web = {"fastapi", "starlette", "pydantic", "uvicorn", "sqlalchemy", "typer", "rich"}
+    assert not _modules_after(statement) & web

@@ -1,0 +1,55 @@
+"""Settings: documented, pinned for children, and no open doors by accident."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings, child_environment
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_READS_ENVIRONMENT = re.compile(r"os\.environ|os\.getenv")
+#: The supervisor's and the worker's composition roots hand their environment to children.
+_MAY_READ = {"service/settings.py", "service/cli/processes.py"}
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    text = (_REPOSITORY / "docs" / "settings.md").read_text()
+    for name, field in Settings.model_fields.items():
+        assert f"`GRAFT_{name.upper()}`" in text, name
+        if isinstance(field.default, int | float | str) and not isinstance(field.default, bool):
+            row = next(line for line in text.splitlines() if f"`GRAFT_{name.upper()}`" in line)
+            assert field.default == "" or f"{field.default}" in row.replace(",", ""), name
+
+
+def test_host_that_others_reach_is_refused_without_leave() -> None:
+    with pytest.raises(ValidationError, match="GRAFT_ALLOW_ANONYMOUS"):
+        Settings(host="0.0.0.0")  # noqa: S104
+    assert Settings(host="0.0.0.0", allow_anonymous=True).host  # noqa: S104
+
+
+def test_lists_are_comma_separated_and_paths_absolute(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"weights_sources": "a, b,,c", "data_dir": "x"})
+    assert settings.weights_sources == ("a", "b", "c")
+    assert settings.data_dir.is_absolute()
+    assert settings.resolved_database_url.startswith("sqlite:////")
+
+
+def test_children_get_the_same_folder_whatever_their_own_says(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    environment = child_environment(settings)
+    assert environment["GRAFT_DATA_DIR"] == str(tmp_path)
+    assert environment["GRAFT_INFERENCE_URL"].startswith(f"unix://{tmp_path}")
+
+
+def test_only_the_settings_module_reads_the_environment() -> None:
+    readers = {
+        str(path.relative_to(_REPOSITORY))
+        for package in ("service", "jobs", "models_cache")
+        for path in (_REPOSITORY / package).rglob("*.py")
+        if _READS_ENVIRONMENT.search(path.read_text())
+    }
+    assert readers <= _MAY_READ
