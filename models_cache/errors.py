@@ -4,14 +4,17 @@
   x StorageError                 the disk said no
     + InsufficientStorage, BlobMissing, BlobCorrupt
   x WeightsError                 pretrained weights cannot be had
-    + WeightsUnknown, WeightsUnavailable, WeightsHashMismatch, WeightsUnverifiable,
-      WeightsMalformed, WeightsKeysMismatch, BackboneUnknown, CatalogueInvalid
+    + WeightsUnknown, WeightsUnusable, WeightsUnavailable, WeightsHashMismatch,
+      WeightsUnverifiable, WeightsMalformed, WeightsKeysMismatch, BackboneUnknown,
+      CatalogueInvalid, BundleInvalid
   x ImageError                   one image cannot be used
-    + ImageUnreadable, ImageTooLarge, ImageAspectExtreme, ImageModeUnsupported
+    + ImageUnreadable, ImageFormatUnsupported, ImageTooLarge, ImageAspectExtreme,
+      ImageModeUnsupported
   x ArtifactError                a published model cannot be used
     + ArtifactMalformed, ArtifactGoldenMismatch
   x InferenceError               the inference process could not answer
-    + InferenceOverloaded, InferenceUnavailable, ModelUnhealthy
+    + InferenceOverloaded, InferenceUnavailable, ModelUnhealthy, WireMalformed,
+      PredictTooLarge, InferenceAddressInvalid, DeviceUnavailable
 
 `jobs.errors` continues the tree. A leaf is a dataclass of its facts: it survives pickling, can be
 sent as one JSON line (`to_wire`, `from_wire`) and prints *what, which, how many, what now*.
@@ -64,14 +67,14 @@ def subclasses(root: type[GraftError] = GraftError) -> Iterator[type[GraftError]
 
 
 def to_wire(error: GraftError) -> dict[str, Any]:
-    """Return `{"code", "facts"}`: how an error crosses a process boundary (never as a pickle)."""
-    return {"code": error.code, "facts": error.facts}
+    """Return `{"code", "facts", "message"}`: how an error crosses processes (never as a pickle)."""
+    return {"code": error.code, "facts": error.facts, "message": str(error)}
 
 
 def from_wire(wire: dict[str, Any]) -> GraftError:
     """Rebuild an error from `to_wire`'s form; an unknown code becomes a plain `GraftError`."""
     for cls in subclasses():
-        if cls.code == wire.get("code") and dataclasses.is_dataclass(cls):
+        if cls.code == wire.get("code") and "__dataclass_fields__" in vars(cls):
             return cls(**wire["facts"])
     return GraftError(str(wire))
 
@@ -138,6 +141,16 @@ class WeightsUnknown(WeightsError):
 
 
 @leaf
+class WeightsUnusable(WeightsError):
+    """The weights exist, but pooled features cannot be computed with them."""
+
+    code = "weights-unusable"
+    sentence = "{architecture} weights {name} lack values in their last layers; choose other ones"
+    architecture: str
+    name: str
+
+
+@leaf
 class WeightsUnavailable(WeightsError):
     """No source could deliver the file."""
 
@@ -171,8 +184,8 @@ class WeightsUnverifiable(WeightsError):
 
     code = "weights-unverifiable"
     sentence = (
-        "{file} was found in {source}, but its full sha256 is not known; name it in a catalogue "
-        "file (GRAFT_WEIGHTS_CATALOG), since only the official download may teach a hash"
+        "{file} from {source} cannot be checked, its full sha256 is not known; name it in a "
+        "catalogue file (GRAFT_WEIGHTS_CATALOG): only the official download may teach a hash"
     )
     file: str
     source: str
@@ -218,6 +231,16 @@ class CatalogueInvalid(WeightsError):
     reason: str
 
 
+@leaf
+class BundleInvalid(WeightsError):
+    """A weights bundle cannot be imported; the vault is untouched by what is wrong in it."""
+
+    code = "weights-bundle-invalid"
+    sentence = "the weights bundle {path} cannot be used: {reason}; export it again"
+    path: str
+    reason: str
+
+
 class ImageError(GraftError):
     """One image cannot be used."""
 
@@ -234,14 +257,27 @@ class ImageUnreadable(ImageError):
 
 
 @leaf
+class ImageFormatUnsupported(ImageError):
+    """The bytes are an image of a format that is not decoded here."""
+
+    code = "unsupported-format"
+    sentence = "images of format {format} are not accepted; save it as JPEG, PNG or WebP"
+    format: str
+
+
+@leaf
 class ImageTooLarge(ImageError):
-    """The image has more pixels than are allowed."""
+    """The image has more pixels than are allowed, or a side that is too long."""
 
     code = "image-too-large"
-    sentence = "the image is {width_px}x{height_px}, more than {limit_pixels} pixels; shrink it"
+    sentence = (
+        "the image is {width_px}x{height_px}; at most {limit_pixels} pixels and "
+        "{limit_side_px} on a side are accepted, shrink it"
+    )
     width_px: int
     height_px: int
     limit_pixels: int
+    limit_side_px: int
 
 
 @leaf
@@ -324,3 +360,41 @@ class ModelUnhealthy(InferenceError):
     code = "model-unhealthy"
     sentence = "model {digest} gave non-finite outputs; it is not served, train it again"
     digest: str
+
+
+@leaf
+class WireMalformed(InferenceError):
+    """A message to the inference process is not in its format."""
+
+    code = "wire-malformed"
+    sentence = "the message to the inference process cannot be read: {reason}"
+    reason: str
+
+
+@leaf
+class PredictTooLarge(InferenceError):
+    """The images of one predict request are too many bytes."""
+
+    code = "predict-too-large"
+    sentence = "the images of one request may have {limit_bytes} bytes together; send fewer"
+    limit_bytes: int
+
+
+@leaf
+class InferenceAddressInvalid(InferenceError):
+    """The inference process cannot listen at the address that was configured."""
+
+    code = "inference-address-invalid"
+    sentence = "the inference process cannot listen at {address}: {reason}; set GRAFT_INFERENCE_URL"
+    address: str
+    reason: str
+
+
+@leaf
+class DeviceUnavailable(InferenceError):
+    """The device that was asked for is not there, or has no memory left."""
+
+    code = "device-unavailable"
+    sentence = "device {device} cannot be used: {reason}; set GRAFT_DEVICE or free its memory"
+    device: str
+    reason: str

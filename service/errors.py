@@ -2,7 +2,7 @@
 
 * RequestError                   the request is not what the call takes
   + JsonMalformed, MediaTypeUnsupported, BodyTooLarge, MultipartMalformed, ValidationFailed,
-    NothingHere, AddressUnknown, NotReady
+    NothingHere, AddressUnknown, NotReady, ModelUnavailable
 """
 
 from __future__ import annotations
@@ -108,3 +108,14 @@ class NotReady(RequestError):
     code = "not-ready"
     sentence = "not ready: {waiting_for}"
     waiting_for: str
+
+
+@leaf
+class ModelUnavailable(RequestError):
+    """A model exists, but its files or its weights cannot be used at the moment."""
+
+    code = "model-unavailable"
+    sentence = "model {name!r} version {version} cannot be served: {reason}"
+    name: str
+    version: int
+    reason: str

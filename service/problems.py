@@ -32,6 +32,8 @@ STATUS: dict[type[GraftError], int] = {
     cache_errors.ImageError: 422,
     cache_errors.ArtifactError: 422,
     cache_errors.InferenceError: 503,
+    cache_errors.PredictTooLarge: 413,
+    cache_errors.WireMalformed: 500,
     jobs_errors.DatasetError: 422,
     jobs_errors.DatasetNotFound: 404,
     jobs_errors.DatasetImageNotFound: 404,
@@ -56,6 +58,7 @@ STATUS: dict[type[GraftError], int] = {
     request_errors.NothingHere: 404,
     request_errors.AddressUnknown: 404,
     request_errors.NotReady: 503,
+    request_errors.ModelUnavailable: 503,
 }
 
 _RETRY_AFTER_SECONDS = {503: "2", 507: "60"}

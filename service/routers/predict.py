@@ -14,8 +14,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from jobs.store import models
 from jobs.store.models import Version
-from models_cache.errors import from_wire
-from service.errors import BodyTooLarge, MediaTypeUnsupported, MultipartMalformed, ValidationFailed
+from models_cache.errors import ArtifactError, StorageError, WeightsError, from_wire
+from service.errors import (
+    BodyTooLarge,
+    MediaTypeUnsupported,
+    ModelUnavailable,
+    MultipartMalformed,
+    ValidationFailed,
+)
 from service.json_body import parse_json, read_body, validate
 from service.schemas import PredictRequest
 from service.services import Services, ServicesDep, new_id
@@ -63,7 +69,7 @@ async def predict(
     started = time.perf_counter()
     version = await run_in_threadpool(_resolve, services, reference)
     images, alone = await _read_images(request)
-    answer = await services.inference.predict(version.artifact_digest, images, top_k)
+    answer = await _forward(services, version, images, top_k)
     predictions = [_prediction(item) for item in answer["predictions"]]
     if alone and "error" in predictions[0]:
         raise from_wire(answer["predictions"][0]["error"])
@@ -84,6 +90,16 @@ async def predict(
         "predictions": predictions,
         "timing": timing,
     }
+
+
+async def _forward(
+    services: Services, version: Version, images: list[bytes], top_k: int | None
+) -> dict[str, Any]:
+    try:
+        return await services.inference.predict(version.artifact_digest, images, top_k)
+    except (ArtifactError, StorageError, WeightsError) as error:
+        # Broken on disk: nothing the caller can mend by asking differently.
+        raise ModelUnavailable(version.name, version.version, str(error)) from error
 
 
 def _resolve(services: Services, reference: str) -> Version:

@@ -159,7 +159,7 @@ def test_downloaded_artifact_can_be_imported_and_answers_the_same(
 
 def test_evaluation_names_every_held_out_image(graft: Graft, head_job: Json) -> None:
     evaluation = graft.evaluation("insects", head_job["result"]["version"])
-    confusion = evaluation["confusion_matrix"]
+    confusion = evaluation["confusion"]
     assert sum(sum(row) for row in confusion) == HELD_OUT
 
 

@@ -1,0 +1,310 @@
+"""The inference process: owns the device for serving and answers over a socket.
+
+A plain ASGI application without a web framework. Only the api talks to it, so it knows digests and
+bytes, no names and no users. Calls:
+
+    POST /predict   frames (`models_cache.wire`): {"artifact", "top_k"} and encoded images
+    POST /load      {"artifact"}: have it in memory before the first prediction
+    GET  /healthz   what is loaded and how busy it is
+
+Images of one request are decoded in threads and queued as they become ready; an image that cannot
+be decoded fails alone. Anything else that fails is the model's or the machine's fault and fails
+the request with `{"error": {"code", "facts"}}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+
+from models_cache import wire
+from models_cache.asgi import (
+    ClientGone,
+    Receive,
+    Scope,
+    Send,
+    listen,
+    read_body,
+    respond,
+    unless_client_gone,
+)
+from models_cache.batching import Batcher
+from models_cache.decode import ImageLimits
+from models_cache.errors import (
+    BlobMissing,
+    GraftError,
+    ImageError,
+    PredictTooLarge,
+    WireMalformed,
+    to_wire,
+)
+from models_cache.loaded import Pinned
+from models_cache.predictor import (
+    BackboneKey,
+    Model,
+    Predictor,
+    QueuedImage,
+    choose_device,
+    ranked,
+)
+
+_MAX_JSON_BYTES = 4096  # of a /load body
+_LOADERS = 4  # threads that read weights; a slow load must not hold up another model's
+_KEEP_ALIVE_SECONDS = 3600  # the api's pool closes idle connections, never this side first
+_STATUS: dict[type[GraftError], int] = {
+    GraftError: 503,  # the model or the machine cannot answer now
+    WireMalformed: 400,
+    PredictTooLarge: 413,
+    BlobMissing: 404,
+}
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """Everything the process needs to know.
+
+    Args:
+        data_folder: Holds `blobs/` and `weights/`.
+        bind: `unix:///path/to/socket` or `http://host:port`.
+        device: `auto`, `cpu`, `cuda` or `cuda:0`.
+        threads: CPU threads of a forward pass, and images decoded at once.
+        cache_bytes: Bound on loaded backbones and heads that are not in use.
+        max_image_pixels: Larger images are refused.
+        max_request_bytes: Bound on one request's images together.
+        max_batch_images: Most images in one forward pass.
+        max_accepted_images: Most images accepted and not yet answered; beyond it, `overloaded`.
+        drain_seconds: How long accepted requests may take after SIGTERM.
+    """
+
+    data_folder: Path
+    bind: str
+    threads: int
+    device: str = "auto"
+    cache_bytes: int = 2 << 30
+    max_image_pixels: int = 40_000_000
+    max_request_bytes: int = 64 << 20
+    max_batch_images: int = 32
+    max_accepted_images: int = 256
+    drain_seconds: int = 30
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """One image's answer as JSON, and its times in seconds."""
+
+    body: dict[str, Any]
+    decode_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    batch_images: int = 0
+
+
+class InferenceApp:
+    """The ASGI application.
+
+    Args:
+        predictor: Loads models and runs them.
+        config: Limits and thread counts.
+    """
+
+    def __init__(self, predictor: Predictor, config: InferenceConfig) -> None:
+        self._predictor = predictor
+        self._config = config
+        self._batcher: Batcher[BackboneKey, QueuedImage, torch.Tensor] = Batcher(
+            predictor.forward, config.max_batch_images, config.max_accepted_images
+        )
+        self._decoders = ThreadPoolExecutor(config.threads, "decode")
+        self._loaders = ThreadPoolExecutor(_LOADERS, "load")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection: a request, or the process's lifespan."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            try:
+                status, body = 200, await self._answer(scope, receive)
+            except GraftError as error:
+                status, body = _status_of(type(error)), {"error": to_wire(error)}
+            except ClientGone:
+                return
+            await respond(send, status, body)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()  # lifespan.startup
+        self._batcher.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()  # lifespan.shutdown: every accepted request has been answered
+        await asyncio.to_thread(self._batcher.close)
+        for pool in (self._decoders, self._loaders):
+            pool.shutdown(cancel_futures=True)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+        match (scope["method"], scope["path"]):
+            case ("GET", "/healthz"):
+                return self._health()
+            case ("POST", "/predict"):
+                # The header's bound comes on top: the limit is the images'
+                limit = self._config.max_request_bytes + wire.MAX_HEADER_BYTES
+                body = await read_body(scope, receive, limit)
+                return await unless_client_gone(self._predict(body), receive)
+            case ("POST", "/load"):
+                body = await read_body(scope, receive, _MAX_JSON_BYTES)
+                return await unless_client_gone(self._load(body), receive)
+            case _:
+                pass
+        raise WireMalformed(f"there is no call {scope['method']} {scope['path'][:80]!r}")
+
+    def _health(self) -> dict[str, Any]:
+        return {
+            "status": "ok",
+            **self._predictor.status(),
+            "accepted_images": self._batcher.accepted_images,
+        }
+
+    async def _load(self, body: memoryview) -> dict[str, Any]:
+        try:
+            digest = _digest_of(json.loads(bytes(body)))
+        except (ValueError, RecursionError) as error:
+            raise WireMalformed(f"the body is no JSON: {error}") from error
+        started = time.monotonic()
+        with await self._pinned(digest):
+            return {"artifact": digest, "load_ms": _ms(time.monotonic() - started)}
+
+    async def _predict(self, body: memoryview) -> dict[str, Any]:
+        header, images = wire.decode(body, self._config.max_accepted_images)
+        digest, top_k = _digest_of(header), _top_k_of(header)
+        with self._batcher.reserve(len(images)), await self._pinned(digest) as model:
+            outcomes = await asyncio.gather(
+                *(self._predict_image(model, image, top_k) for image in images),
+                return_exceptions=True,  # the others end first: nothing of this request is left
+            )
+        predictions = _all_or_raise(outcomes)
+        return {
+            "artifact": digest,
+            "predictions": [prediction.body for prediction in predictions],
+            "timing": {
+                "decode_ms": _ms(max((p.decode_seconds for p in predictions), default=0)),
+                "queue_ms": _ms(max((p.queue_seconds for p in predictions), default=0)),
+                "forward_ms": _ms(max((p.forward_seconds for p in predictions), default=0)),
+                "batch_size": max((p.batch_images for p in predictions), default=0),
+            },
+        }
+
+    async def _predict_image(
+        self, model: Model, image: memoryview, top_k: int | None
+    ) -> _Prediction:
+        started = time.monotonic()
+        loop = asyncio.get_running_loop()
+        try:
+            pixels = await loop.run_in_executor(
+                self._decoders, self._predictor.preprocess, model, image
+            )
+        except ImageError as error:
+            return _Prediction({"error": to_wire(error)}, time.monotonic() - started)
+        decode_seconds = time.monotonic() - started
+        answer = await asyncio.wrap_future(
+            self._batcher.submit(model.backbone_key, QueuedImage(model, pixels))
+        )
+        return _Prediction(
+            {"scores": ranked(answer.value, model.classes, top_k)},
+            decode_seconds,
+            answer.queue_seconds,
+            answer.forward_seconds,
+            answer.batch_images,
+        )
+
+    async def _pinned(self, digest: str) -> Pinned[Model]:
+        pinned = self._predictor.pin_if_loaded(digest)
+        if pinned is not None:
+            return pinned
+        loading = self._loaders.submit(self._predictor.pin, digest)
+        try:
+            return await asyncio.wrap_future(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(_release)  # the load goes on; nobody is left to unpin it
+            raise
+
+
+def serve(config: InferenceConfig) -> None:
+    """Run the inference process until SIGTERM or SIGINT; accepted requests are answered.
+
+    Raises:
+        InferenceAddressInvalid: `config.bind` cannot be listened at.
+        DeviceUnavailable: There is no such device.
+    """
+    torch.set_num_threads(config.threads)
+    # Full float32: with TF32 a model would not reproduce golden outputs made on a CPU
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    predictor = Predictor(
+        config.data_folder,
+        choose_device(config.device),
+        config.cache_bytes,
+        ImageLimits(max_pixels=config.max_image_pixels),
+    )
+    listener = listen(config.bind)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            InferenceApp(predictor, config),
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=config.drain_seconds,
+        )
+    )
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again after draining; the process shall end with status 0
+        signal.signal(signal_number, lambda *_: None)
+    server.run(sockets=[listener])
+
+
+def _all_or_raise(outcomes: Sequence[_Prediction | BaseException]) -> list[_Prediction]:
+    predictions = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        predictions.append(outcome)
+    return predictions
+
+
+def _digest_of(message: object) -> str:
+    digest = message.get("artifact") if isinstance(message, dict) else None
+    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise WireMalformed(f"'artifact' is {str(digest)[:80]!r}, not a sha256 of 64 hex digits")
+    return digest
+
+
+def _top_k_of(header: dict[str, Any]) -> int | None:
+    top_k = header.get("top_k")
+    if top_k is None or (type(top_k) is int and top_k >= 1):
+        return top_k
+    raise WireMalformed(f"'top_k' is {str(top_k)[:80]!r}, not a number from 1 on")
+
+
+def _release(loading: Future[Pinned[Model]]) -> None:
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().release()
+
+
+def _status_of(error: type[GraftError]) -> int:
+    return next(_STATUS[cls] for cls in error.__mro__ if cls in _STATUS)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -1,0 +1,312 @@
+"""Artifacts into predictions: what is loaded, and the one forward pass of a batch.
+
+Artifacts that share architecture, weights and preprocessing share one loaded backbone, and their
+images share one forward pass; each artifact's head is applied to its own rows afterwards. Heads
+and backbones live in caches of their own: a thousand small heads must not push out a backbone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models_cache.artifacts import Artifact, read_artifact
+from models_cache.backbones import Classifier
+from models_cache.blobs import BlobStore
+from models_cache.classifiers import check_golden, golden_images, load_classifier, load_head
+from models_cache.decode import ImageLimits, center_crop, decode_rgb, resize_shorter_side
+from models_cache.durable import sha256_of_file
+from models_cache.errors import (
+    DeviceUnavailable,
+    GraftError,
+    ModelUnhealthy,
+    WeightsHashMismatch,
+    WeightsUnavailable,
+)
+from models_cache.features import Engine, choose_engine, freeze
+from models_cache.loaded import LoadedCache, Pinned
+from models_cache.preprocessing import Preprocessing
+
+Pixels = NDArray[np.uint8]
+
+_HEADS_FRACTION = 1 / 8  # of the cache's bytes
+
+
+@dataclass(frozen=True)
+class BackboneKey:
+    """What must be equal for two artifacts to share one backbone.
+
+    Args:
+        architecture: Name in the catalogue.
+        sha256: Of the file that holds the backbone's tensors.
+        preprocessing_digest: Of the preprocessing, since a batch is normalised as one.
+        artifact: One of those that share it, to load it by; no part of the key.
+    """
+
+    architecture: str
+    sha256: str
+    preprocessing_digest: str
+    artifact: Artifact = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedHead:
+    """An artifact's linear layer, `[B, D]` -> `[B, C]`.
+
+    It stays on the CPU: a batch comes back from the device once, not once per head.
+    """
+
+    artifact: Artifact
+    backbone_key: BackboneKey
+    linear: nn.Linear
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A head with its backbone, both in memory for as long as the model is pinned."""
+
+    head: LoadedHead
+    backbone: Engine
+
+    @property
+    def backbone_key(self) -> BackboneKey:
+        """The key that images of this model are batched by."""
+        return self.head.backbone_key
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the C classes, in the order of the scores."""
+        return self.head.artifact.facts.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What makes an image this model's input."""
+        return self.head.artifact.facts.preprocessing
+
+
+@dataclass(frozen=True, eq=False)
+class QueuedImage:
+    """One image on its way to a forward pass: pixels uint8 `[crop, crop, 3]`.
+
+    It holds its model itself, so that no eviction takes it away.
+    """
+
+    model: Model
+    pixels: Pixels
+
+
+class Predictor:
+    """Loads artifacts from a data folder and runs them on one device. Thread-safe.
+
+    Args:
+        data_folder: Holds `blobs/` and `weights/`.
+        device: Where backbones and heads live.
+        cache_bytes: Bound on what is loaded and not in use.
+        limits: What images may be.
+    """
+
+    def __init__(
+        self, data_folder: Path, device: torch.device, cache_bytes: int, limits: ImageLimits
+    ) -> None:
+        self._blobs = BlobStore(data_folder / "blobs")
+        self._weights_folder = data_folder / "weights"
+        self._device = device
+        self._limits = limits
+        heads_bytes = int(cache_bytes * _HEADS_FRACTION)
+        self._heads = LoadedCache(self._load_head, _head_bytes, heads_bytes)
+        self._backbones = LoadedCache(self._load_backbone, _engine_bytes, cache_bytes - heads_bytes)
+        # All calls of modules: choosing an engine traces the network, and torch's tracer replaces
+        # `nn.Module.__call__` for the whole process meanwhile
+        self._device_lock = threading.Lock()
+        self._mixed_batches = 0
+        self._batches = 0
+        self._images = 0
+
+    def pin(self, digest: str) -> Pinned[Model]:
+        """Return an artifact's model, loaded and checked; blocks while it loads.
+
+        Raises:
+            BlobMissing: There is no such artifact, or one of its files is gone.
+            ArtifactError: Its files are damaged, or it does not give its stored outputs.
+            WeightsError: Its backbone's weights are missing or not what they were.
+            DeviceUnavailable: The device's memory is full.
+        """
+        with ExitStack() as pins:
+            try:
+                head = self._heads.pin(digest)
+                pins.callback(head.release)
+                backbone = self._backbones.pin(head.value.backbone_key)
+            except torch.OutOfMemoryError as error:
+                raise DeviceUnavailable(str(self._device), "out of memory while loading") from error
+            pins.pop_all()
+        return _pinned_model(head, backbone)
+
+    def pin_if_loaded(self, digest: str) -> Pinned[Model] | None:
+        """Return an artifact's model if all of it is loaded; never blocks."""
+        head = self._heads.pin_if_loaded(digest)
+        if head is None:
+            return None
+        backbone = self._backbones.pin_if_loaded(head.value.backbone_key)
+        if backbone is None:
+            head.release()
+            return None
+        return _pinned_model(head, backbone)
+
+    def preprocess(self, model: Model, data: bytes | memoryview) -> Pixels:
+        """Turn an encoded image into uint8 `[crop, crop, 3]`; as training does, by construction.
+
+        Raises:
+            ImageError: It cannot be decoded, or is larger than the limits.
+        """
+        facts = model.preprocessing
+        upright = decode_rgb(bytes(data), self._limits)
+        resized = resize_shorter_side(upright, facts.resize_px, facts.interpolation)
+        return center_crop(resized, facts.crop_px)
+
+    def forward(self, key: BackboneKey, images: Sequence[QueuedImage]) -> list[Tensor | GraftError]:
+        """Run one batch of images of models that share a backbone.
+
+        Returns:
+            Per image its scores, float32 `[C]` on the CPU with sum 1, or why it has none.
+
+        Raises:
+            DeviceUnavailable: The device's memory does not suffice for so many images.
+        """
+        del key  # all of these images have it
+        try:
+            with self._device_lock, torch.inference_mode():
+                outcomes = _scores(images)
+        except torch.OutOfMemoryError as error:
+            reason = f"out of memory with a batch of {len(images)}"
+            raise DeviceUnavailable(str(self._device), reason) from error
+        self._batches += 1
+        self._images += len(images)
+        self._mixed_batches += len({id(image.model.head) for image in images}) > 1
+        return outcomes
+
+    def status(self) -> dict[str, Any]:
+        """Return what is loaded and what has been run, JSON-ready."""
+        return {
+            "device": str(self._device),
+            "loaded": [
+                {"architecture": key.architecture, "sha256": key.sha256}
+                for key in self._backbones.keys()  # noqa: SIM118 - a method, not a mapping
+            ],
+            "loaded_heads": len(self._heads.keys()),
+            "loaded_bytes": self._backbones.loaded_bytes + self._heads.loaded_bytes,
+            "batches": self._batches,
+            "mixed_batches": self._mixed_batches,
+            "images": self._images,
+        }
+
+    def _load_head(self, digest: str) -> LoadedHead:
+        artifact = read_artifact(self._blobs, digest)
+        key = BackboneKey(*artifact.backbone_key, artifact=artifact)
+        head = load_head(artifact, self._blobs).to(self._device)
+        with self._backbones.pin(key) as backbone, self._device_lock:
+            facts = artifact.facts
+            classifier = Classifier(backbone.forward, facts.feature_width, len(facts.classes))
+            classifier.head = head
+            check_golden(classifier.eval(), artifact, self._blobs)
+        return LoadedHead(artifact, key, head.cpu())
+
+    def _load_backbone(self, key: BackboneKey) -> Engine:
+        artifact = key.artifact
+        weights_path = None
+        if artifact.facts.kind == "head":
+            assert artifact.facts.weights is not None  # checked when the artifact was read
+            weights_path = self._verified_weights(artifact.facts.weights)
+        classifier = load_classifier(artifact, self._blobs, weights_path)
+        preprocessing = artifact.facts.preprocessing
+        probe = torch.from_numpy(golden_images(preprocessing.crop_px)).to(self._device)
+        with self._device_lock:
+            return choose_engine(freeze(classifier.backbone, self._device), probe, preprocessing)
+
+    def _verified_weights(self, weights: dict[str, Any]) -> Path:
+        file, expected = str(weights["file"]), str(weights["sha256"])
+        path = self._weights_folder / Path(file).name  # an imported artifact may say anything
+        if not path.is_file():
+            raise WeightsUnavailable(file, str(self._weights_folder))
+        actual = sha256_of_file(path)
+        if actual != expected:
+            raise WeightsHashMismatch(file, str(self._weights_folder), expected, actual)
+        return path
+
+
+def ranked(scores: Tensor, classes: Sequence[str], top_k: int | None) -> list[dict[str, Any]]:
+    """Return `[{"label", "score"}]`, highest first; equal scores in the order of the classes.
+
+    Args:
+        scores: float32 `[C]`.
+        classes: C names.
+        top_k: How many to return; None for all.
+    """
+    count = min(top_k or len(classes), len(classes))
+    values, indices = torch.sort(scores, descending=True, stable=True)
+    return [
+        {"label": classes[index], "score": value}
+        for value, index in zip(values[:count].tolist(), indices[:count].tolist(), strict=True)
+    ]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu`, `cuda` or `cuda:0` means here.
+
+    Raises:
+        DeviceUnavailable: It is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)  # makes the CUDA context, so that it fails now or never
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceUnavailable(name[:40], str(error).splitlines()[0]) from error
+    return device
+
+
+def _scores(images: Sequence[QueuedImage]) -> list[Tensor | GraftError]:
+    model = images[0].model
+    pixels = torch.from_numpy(np.stack([image.pixels for image in images]))  # [B, H, W, 3]
+    features = model.backbone.features(pixels, model.preprocessing)  # [B, D]
+    outcomes: list[Tensor | GraftError | None] = [None] * len(images)
+    for head, rows in _rows_by_head(images):
+        logits = head.linear(features[rows])  # [rows, C]
+        finite = logits.isfinite().all(dim=1).tolist()
+        for row, scores, is_finite in zip(rows, logits.softmax(dim=1), finite, strict=True):
+            outcomes[row] = scores if is_finite else ModelUnhealthy(head.artifact.digest)
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _engine_bytes(engine: Engine) -> int:
+    tensors = (*engine.forward.parameters(), *engine.forward.buffers())
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _head_bytes(head: LoadedHead) -> int:
+    return head.linear.weight.nbytes + head.linear.bias.nbytes
+
+
+def _pinned_model(head: Pinned[LoadedHead], backbone: Pinned[Engine]) -> Pinned[Model]:
+    def release() -> None:
+        head.release()
+        backbone.release()
+
+    return Pinned(Model(head.value, backbone.value), release)
+
+
+def _rows_by_head(images: Sequence[QueuedImage]) -> list[tuple[LoadedHead, list[int]]]:
+    groups: dict[str, tuple[LoadedHead, list[int]]] = {}
+    for row, image in enumerate(images):
+        head = image.model.head
+        groups.setdefault(head.artifact.digest, (head, []))[1].append(row)
+    return list(groups.values())

@@ -1,0 +1,488 @@
+"""The real inference process over its real socket, with real artifacts of a random backbone."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from models_cache import wire
+from models_cache.artifacts import Artifact, ArtifactFacts, write_artifact
+from models_cache.asgi import MAX_UNIX_PATH_BYTES, listen
+from models_cache.backbones import build_backbone, feature_width
+from models_cache.blobs import BlobStore
+from models_cache.classifiers import golden_images
+from models_cache.decode import ImageLimits, center_crop, decode_rgb, resize_shorter_side
+from models_cache.durable import sha256_of_file
+from models_cache.errors import InferenceAddressInvalid, ModelUnhealthy
+from models_cache.features import normalised
+from models_cache.predictor import Predictor, QueuedImage
+from models_cache.preprocessing import Preprocessing
+
+DEADLINE_SECONDS = 60
+ARCHITECTURE = "squeezenet1_1"
+PREPROCESSING = Preprocessing(resize_px=96, crop_px=80)
+START = """
+import json, sys
+from pathlib import Path
+from models_cache.inference import InferenceConfig, serve
+options = json.loads(sys.argv[2])
+serve(InferenceConfig(data_folder=Path(sys.argv[1]), threads=1, device="cpu", **options))
+"""
+
+
+class Folder:
+    """A data folder with one random backbone and artifacts made from it."""
+
+    def __init__(self, root: Path) -> None:
+        torch.manual_seed(0)
+        self.root = root
+        self.blobs = BlobStore(root / "blobs")
+        self.backbone: nn.Module = build_backbone(ARCHITECTURE).eval()
+        weights = root / "weights"
+        weights.mkdir()
+        torch.save(self.backbone.state_dict(), weights / "random.pth")
+        self.golden_images = golden_images(PREPROCESSING.crop_px)
+        with torch.inference_mode():
+            pixels = torch.from_numpy(self.golden_images)
+            features = self.backbone(normalised(pixels, PREPROCESSING))
+            self.golden_features: NDArray[np.float32] = features.numpy()
+        self.weights_sha256 = sha256_of_file(weights / "random.pth")
+
+    def publish(
+        self, seed: int, whole: bool = False, golden_error: float = 0.0, **facts: object
+    ) -> Artifact:
+        """Write the artifact of a random head; its stored logits are off by `golden_error`."""
+        head = self.head(seed)
+        state = {f"backbone.{k}": v.numpy() for k, v in self.backbone.state_dict().items()}
+        golden = self._golden(head)
+        golden["logits"] += np.float32(golden_error)
+        description = ArtifactFacts(
+            task="classification",
+            architecture=ARCHITECTURE,
+            kind="whole" if whole else "head",
+            weights={
+                "name": "RANDOM",
+                "file": "random.pth",
+                "sha256": self.weights_sha256,
+                "has_head": False,
+            },
+            preprocessing=PREPROCESSING,
+            classes=("ant", "bee", f"cat-{seed}"),
+            feature_width=feature_width(ARCHITECTURE),
+        )
+        return write_artifact(
+            self.blobs,
+            replace(description, **facts),  # type: ignore[arg-type]  # facts of the test's choosing
+            head | state if whole else head,
+            golden,
+        )
+
+    def head(self, seed: int) -> dict[str, NDArray[np.float32]]:
+        """Draw a head that tells images apart: a random network's features are nearly parallel."""
+        weight = np.random.default_rng(seed).normal(0, 20, (3, feature_width(ARCHITECTURE)))
+        common = self.golden_features.mean(axis=0)
+        weight -= np.outer(weight @ common, common) / (common @ common)
+        bias = np.array([0.0, 0.1, 0.2], np.float32)
+        return {"head.weight": weight.astype(np.float32), "head.bias": bias}
+
+    def _golden(self, head: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
+        logits = self.golden_features @ head["head.weight"].T + head["head.bias"]
+        features, images = self.golden_features, self.golden_images
+        return {"images": images, "features": features, "logits": logits}
+
+
+class Process:
+    """A running inference process and a client of its socket."""
+
+    def __init__(self, folder: Path, socket_path: Path, **options: object) -> None:
+        self.socket_path = socket_path
+        options = {"bind": f"unix://{socket_path}", **options}
+        self.child = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", START, str(folder), json.dumps(options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self.client = self.new_client()
+        until(self._answers, "the inference process did not start")
+
+    def new_client(self) -> httpx2.Client:
+        transport = httpx2.HTTPTransport(
+            uds=str(self.socket_path), limits=httpx2.Limits(max_connections=100)
+        )
+        return httpx2.Client(
+            transport=transport, base_url="http://inference", timeout=DEADLINE_SECONDS
+        )
+
+    def health(self) -> dict[str, Any]:
+        answer: dict[str, Any] = self.client.get("/healthz").raise_for_status().json()
+        return answer
+
+    def predict(
+        self, digest: str, images: Sequence[bytes], top_k: int | None = None
+    ) -> httpx2.Response:
+        frame = wire.encode({"artifact": digest, "top_k": top_k}, images)
+        return self.client.post("/predict", content=frame)
+
+    def scores(self, digest: str, image: bytes) -> dict[str, float]:
+        answer = self.predict(digest, [image]).raise_for_status().json()
+        return {s["label"]: s["score"] for s in answer["predictions"][0]["scores"]}
+
+    def stop(self) -> tuple[int, bytes]:
+        """End the process with SIGTERM; return its exit status and what it printed."""
+        self.client.close()
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+        try:
+            output, _ = self.child.communicate(timeout=DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            raise
+        return self.child.returncode, output
+
+    def _answers(self) -> bool:
+        assert self.child.poll() is None, self.child.communicate()[0].decode()
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket_path)) == 0
+
+
+def until(condition: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.005)
+
+
+def photograph(seed: int, width_px: int = 160, height_px: int = 120) -> bytes:
+    """Return a JPEG of a random gradient: every seed looks different to the network."""
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(corners).resize((width_px, height_px), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return Folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def process(folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    process = Process(folder.root, tmp_path_factory.mktemp("run") / "inference.sock")
+    yield process
+    status, output = process.stop()
+    assert (status, output.decode()) == (0, "")
+
+
+def test_concurrent_requests_of_two_models_share_batches_and_answer_as_if_alone(
+    folder: Folder, process: Process
+) -> None:
+    digests = [folder.publish(seed).digest for seed in (1, 2)]
+    requests = [(digests[n % 2], photograph(n)) for n in range(64)]
+    alone = [process.scores(*request) for request in requests]
+    assert len(process.health()["loaded"]) == 1
+    mixed_before = process.health()["mixed_batches"]
+    with ThreadPoolExecutor(64) as clients:
+        together = list(clients.map(lambda request: process.scores(*request), requests))
+    for expected, actual in zip(alone, together, strict=True):
+        assert actual == pytest.approx(expected, abs=1e-4)
+    assert process.health()["mixed_batches"] > mixed_before
+    assert len({round(scores["ant"], 4) for scores in alone[::2]}) > 8
+
+
+def test_scores_equal_the_plain_network_on_the_preprocessed_image(
+    folder: Folder, process: Process
+) -> None:
+    file = io.BytesIO()  # the shorter side is right already: no resize comes in between
+    pixels = np.pad(folder.golden_images[0], [(8, 8), (8, 8), (0, 0)])
+    Image.fromarray(pixels).save(file, "PNG")
+    artifact, head = folder.publish(1), folder.head(1)
+    logits = folder.golden_features[0] @ head["head.weight"].T + head["head.bias"]
+    expected = torch.from_numpy(logits).softmax(0).tolist()
+    scores = process.scores(artifact.digest, file.getvalue())
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    assert [scores[name] for name in artifact.facts.classes] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_photograph_is_resized_and_cropped_as_training_does(
+    folder: Folder, process: Process
+) -> None:
+    image, head = photograph(7, 333, 211), folder.head(1)
+    resized = resize_shorter_side(decode_rgb(image), PREPROCESSING.resize_px, "bilinear")
+    pixels = torch.from_numpy(center_crop(resized, PREPROCESSING.crop_px))
+    with torch.inference_mode():
+        features = folder.backbone(normalised(pixels[None], PREPROCESSING))[0].numpy()
+    logits = features @ head["head.weight"].T + head["head.bias"]
+    artifact = folder.publish(1)
+    scores = process.scores(artifact.digest, image)
+    expected = torch.from_numpy(logits).softmax(0).tolist()
+    assert [scores[name] for name in artifact.facts.classes] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_model_with_outputs_that_are_not_finite_does_not_spoil_the_batch(folder: Folder) -> None:
+    predictor = Predictor(folder.root, torch.device("cpu"), 1 << 30, ImageLimits())
+    healthy, sick = (predictor.pin(folder.publish(seed).digest).value for seed in (1, 2))
+    with torch.no_grad():
+        sick.head.linear.bias.fill_(float("nan"))
+    pixels = folder.golden_images[0]
+    images = [QueuedImage(model, pixels) for model in (healthy, sick, healthy)]
+    first, failed, last = predictor.forward(healthy.backbone_key, images)
+    assert isinstance(failed, ModelUnhealthy)
+    assert failed.digest == sick.head.artifact.digest
+    assert isinstance(first, torch.Tensor)
+    assert isinstance(last, torch.Tensor)
+    torch.testing.assert_close(first, last)
+
+
+def test_a_whole_artifact_has_its_own_backbone_and_the_same_answers(
+    folder: Folder, process: Process
+) -> None:
+    head, whole = folder.publish(3), folder.publish(3, whole=True)
+    image = photograph(0)
+    assert process.scores(whole.digest, image) == pytest.approx(
+        process.scores(head.digest, image), abs=1e-4
+    )
+    assert whole.files["model.safetensors"].sha256 in {
+        backbone["sha256"] for backbone in process.health()["loaded"]
+    }
+
+
+def test_an_image_that_cannot_be_decoded_fails_alone(folder: Folder, process: Process) -> None:
+    digest = folder.publish(1).digest
+    good = photograph(1)
+    answer = process.predict(digest, [good, b"no image", good[: len(good) // 2], good], top_k=2)
+    assert answer.status_code == 200
+    first, noise, cut, last = answer.json()["predictions"]
+    assert noise["error"]["code"] == cut["error"]["code"] == "unreadable-image"
+    assert [s["label"] for s in first["scores"]] == [s["label"] for s in last["scores"]]
+    assert len(first["scores"]) == 2
+    assert answer.json()["timing"].keys() == {"decode_ms", "queue_ms", "forward_ms", "batch_size"}
+
+
+def test_an_image_beyond_the_pixel_limit_fails_alone(folder: Folder, tmp_path: Path) -> None:
+    process = Process(folder.root, tmp_path / "s", max_image_pixels=160 * 120)
+    images = [photograph(1, width_px=161), photograph(1)]
+    large, small = process.predict(folder.publish(1).digest, images).json()["predictions"]
+    assert large["error"]["code"] == "image-too-large"
+    assert "scores" in small
+    process.stop()
+
+
+@pytest.mark.parametrize(("top_k", "count"), [(None, 3), (1, 1), (3, 3), (10**30, 3)])
+def test_as_many_scores_as_asked_for_are_returned(
+    folder: Folder, process: Process, top_k: int | None, count: int
+) -> None:
+    answer = process.predict(folder.publish(1).digest, [photograph(1)], top_k).json()
+    assert len(answer["predictions"][0]["scores"]) == count
+
+
+def test_no_image_is_no_prediction(folder: Folder, process: Process) -> None:
+    answer = process.predict(folder.publish(1).digest, [])
+    assert answer.status_code == 200
+    assert answer.json()["predictions"] == []
+
+
+def test_an_artifact_that_is_not_there_is_404_and_one_without_weights_503(
+    folder: Folder, process: Process
+) -> None:
+    answer = process.predict("0" * 64, [photograph(1)])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "blob-missing")
+    for file in ("gone.pth", "..", "", "../../blobs"):
+        weights = {"name": "GONE", "file": file, "sha256": "1" * 64, "has_head": False}
+        answer = process.predict(folder.publish(1, weights=weights).digest, [photograph(1)])
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "weights-unavailable")
+        assert answer.headers["retry-after"] == "1"
+
+
+def test_weights_that_changed_on_disk_are_not_loaded(folder: Folder, process: Process) -> None:
+    path = folder.root / "weights" / "changed.pth"
+    path.write_bytes((folder.root / "weights" / "random.pth").read_bytes() + b"x")
+    weights = {"name": "X", "file": "changed.pth", "sha256": "2" * 64, "has_head": False}
+    answer = process.predict(folder.publish(1, weights=weights).digest, [photograph(1)])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "weights-hash-mismatch")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_model_that_does_not_give_its_stored_outputs_is_not_served(
+    folder: Folder, process: Process, whole: bool
+) -> None:
+    artifact = folder.publish(4, whole=whole, golden_error=0.5)
+    for _ in range(2):
+        answer = process.predict(artifact.digest, [photograph(1)])
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "artifact-golden-mismatch"
+
+
+def test_a_damaged_artifact_is_not_served(folder: Folder, process: Process) -> None:
+    artifact = folder.publish(5)
+    path = folder.blobs.local_path(artifact.files["model.safetensors"].sha256)
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    answer = process.predict(artifact.digest, [photograph(1)])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "blob-corrupt")
+
+
+def test_loading_ahead_makes_the_first_prediction_find_its_model(
+    folder: Folder, process: Process
+) -> None:
+    digest = folder.publish(6).digest
+    heads = process.health()["loaded_heads"]
+    answer = process.client.post("/load", json={"artifact": digest})
+    assert answer.status_code == 200
+    assert answer.json()["artifact"] == digest
+    assert process.health()["loaded_heads"] == heads + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", b""),
+        ("/predict", b"GRFT" + bytes(100)),
+        ("/predict", wire.encode({"artifact": "short"}, [b"x"])),
+        ("/predict", wire.encode({"artifact": "0" * 64, "top_k": 0}, [b"x"])),
+        ("/predict", wire.encode({"artifact": "0" * 64, "top_k": True}, [b"x"])),
+        ("/predict", wire.encode({"artifact": "0" * 64}, [b"x"] * 257)),
+        ("/load", b"{"),
+        ("/load", b"[]"),
+        ("/load", b'{"artifact": 1e999}'),
+        ("/load", b"[" * 4000),
+        ("/load", b'{"artifact": "' + b"g" * 64 + b'"}'),
+        ("/nothing", b""),
+    ],
+)
+def test_a_malformed_call_is_400(process: Process, path: str, body: bytes) -> None:
+    answer = process.client.post(path, content=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "wire-malformed")
+
+
+def test_a_body_beyond_the_limit_is_413_declared_or_not(folder: Folder, tmp_path: Path) -> None:
+    process = Process(folder.root, tmp_path / "s", max_request_bytes=1000)
+    chunk = bytes(1 << 20)
+    declared = process.client.post("/predict", content=chunk + bytes(2000))
+    undeclared = process.client.post("/predict", content=iter([chunk, chunk]))
+    for answer in (declared, undeclared):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "predict-too-large")
+    process.stop()
+
+
+def test_more_images_than_are_accepted_are_refused_at_once(folder: Folder, tmp_path: Path) -> None:
+    process = Process(folder.root, tmp_path / "s", max_accepted_images=24)
+    digest = folder.publish(1).digest
+    process.predict(digest, [photograph(0)]).raise_for_status()
+    images = [photograph(n, 1600, 1200) for n in range(12)]
+    with ThreadPoolExecutor(16) as clients:
+        answers = list(clients.map(lambda _: process.predict(digest, images), range(16)))
+    assert {answer.status_code for answer in answers} == {200, 503}
+    refused = next(answer for answer in answers if answer.status_code == 503)
+    assert refused.json()["error"]["facts"] == {"queued": 24, "limit": 24}
+    until(lambda: process.health()["accepted_images"] == 0, "room was not given back")
+    process.predict(digest, images).raise_for_status()
+    process.stop()
+
+
+def test_the_work_of_a_client_that_hung_up_is_dropped(folder: Folder, process: Process) -> None:
+    digest = folder.publish(1).digest
+    process.scores(digest, photograph(1))
+    images_before = process.health()["images"]
+    frame = wire.encode({"artifact": digest}, [photograph(n, 1600, 1200) for n in range(128)])
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(process.socket_path))
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(frame)}\r\n\r\n"
+        connection.sendall(head.encode() + frame)
+        until(lambda: process.health()["accepted_images"] == 128, "it was not accepted")
+    until(lambda: process.health()["accepted_images"] == 0, "its room was not given back")
+    process.scores(digest, photograph(1))
+    assert process.health()["images"] < images_before + 100
+
+
+def test_an_eviction_storm_keeps_to_the_bound_and_answers_every_request(
+    folder: Folder, tmp_path: Path
+) -> None:
+    wholes = [folder.publish(seed, whole=True) for seed in (10, 11, 12, 13)]
+    size_bytes = sum(t.nbytes for t in folder.backbone.state_dict().values())
+    process = Process(folder.root, tmp_path / "s", cache_bytes=int(2.5 * size_bytes))
+    image = photograph(3)
+    alone = {a.digest: process.scores(a.digest, image) for a in wholes}
+    with ThreadPoolExecutor(8) as clients:
+        digests = [wholes[n % 4].digest for n in range(40)]
+        together = list(clients.map(lambda digest: process.scores(digest, image), digests))
+    for digest, scores in zip(digests, together, strict=True):
+        assert scores == pytest.approx(alone[digest], abs=1e-4)
+    assert process.health()["loaded_bytes"] <= 2.5 * size_bytes
+    process.stop()
+
+
+def test_sigterm_while_requests_are_in_flight_fails_none_of_them(
+    folder: Folder, tmp_path: Path
+) -> None:
+    process = Process(folder.root, tmp_path / "s")
+    digest = folder.publish(1).digest
+    process.scores(digest, photograph(0))
+    images = [photograph(n, 800, 600) for n in range(8)]
+    with ThreadPoolExecutor(20) as clients:
+        answers: list[Future[httpx2.Response]] = [
+            clients.submit(process.predict, digest, images) for _ in range(20)
+        ]
+
+        def all_arrived() -> bool:
+            accepted = process.health()["accepted_images"]
+            return bool(accepted + 8 * sum(answer.done() for answer in answers) >= 160)
+
+        until(all_arrived, "the requests did not arrive")
+        assert process.health()["accepted_images"] > 0
+        process.child.send_signal(signal.SIGTERM)
+        statuses = [answer.result(DEADLINE_SECONDS).status_code for answer in answers]
+    assert statuses == [200] * 20
+    assert process.stop() == (0, b"")
+
+
+def test_the_socket_of_a_killed_process_is_taken_over_and_a_live_one_is_not(
+    folder: Folder, tmp_path: Path
+) -> None:
+    first = Process(folder.root, tmp_path / "s")
+    with pytest.raises(InferenceAddressInvalid, match="another process"):
+        listen(f"unix://{first.socket_path}")
+    first.child.kill()
+    first.stop()
+    second = Process(folder.root, tmp_path / "s")
+    assert second.health()["status"] == "ok"
+    assert second.socket_path.stat().st_mode & 0o777 == 0o600
+    second.stop()
+
+
+def test_a_socket_path_the_system_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * MAX_UNIX_PATH_BYTES)
+    with pytest.raises(InferenceAddressInvalid, match="the system allows 107"):
+        listen(f"unix://{path}")
+
+
+@pytest.mark.parametrize(
+    "bind", ["", "unix://", "unix://host/path", "ftp://x:1", "http://localhost", "http://x:99999"]
+)
+def test_an_address_of_another_form_is_refused(bind: str) -> None:
+    with pytest.raises(InferenceAddressInvalid):
+        listen(bind)
+
+
+def test_a_port_can_be_listened_at() -> None:
+    with listen("http://127.0.0.1:0") as listener:
+        assert listener.getsockname()[1] > 0
