@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from models_cache import durable, faults
 from models_cache.errors import BlobCorrupt, BlobMissing
+
+_FLUSHING_THREADS = 8  # of one `put_files`; they wait for the disk, not for a core
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,33 @@ class BlobStore:
         durable.fsync_folder(path.parent)
         return Blob(sha256, size_bytes)
 
+    def put_files(self, sources: Mapping[str, Path]) -> None:
+        """Move many closed files of the same file system into the store; all durable at the end.
+
+        The same as `put_file` for each, in less time: files are flushed side by side, so that the
+        disk merges the flushes, and each folder once.
+
+        Args:
+            sources: By SHA-256, which the caller computed while writing; gone afterwards.
+        """
+        fresh = {s: path for s, path in sources.items() if not self.local_path(s).exists()}
+        faults.reach("blob.before_fsync")
+        with ThreadPoolExecutor(_FLUSHING_THREADS) as pool:
+            for _ in pool.map(_flush, fresh.values()):
+                pass
+        faults.reach("blob.before_rename")
+        folders = {self.local_path(sha256).parent for sha256 in fresh}
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for sha256, source in sources.items():
+            if sha256 in fresh:
+                source.replace(self.local_path(sha256))
+            else:
+                source.unlink()
+        with ThreadPoolExecutor(_FLUSHING_THREADS) as pool:
+            for _ in pool.map(durable.fsync_folder, folders):
+                pass
+
     def exists(self, blob: Blob) -> bool:
         """Tell whether a blob of that name and size is stored; reads no content."""
         path = self.local_path(blob.sha256)
@@ -121,3 +151,9 @@ class BlobStore:
         """Copy a blob's bytes to `destination` (not durably: for exports and archives)."""
         with self.open(sha256) as file, destination.open("wb") as out:
             shutil.copyfileobj(file, out)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    path.chmod(0o600)

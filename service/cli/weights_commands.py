@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
-from models_cache.catalogue import Catalogue, WeightsInfo
+from models_cache import weights_bundle
+from models_cache.catalogue import Catalogue
 from models_cache.weights import WeightsVault, obtain
 from service.settings import Settings
 
@@ -26,21 +27,16 @@ def list_weights(
 ) -> None:
     """List pretrained weights, and which are on disk and verified."""
     vault, catalogue = _vault()
-    rows = [
-        (info, vault.have(info), vault.verified(info))
-        for backbone in catalogue.architectures()
-        for info in backbone.weights
-    ]
-    shown = [row for row in rows if everything or row[1]]
+    found = weights_bundle.list_weights(vault, catalogue)
+    shown = [row for row in found if everything or row.downloaded]
     if as_json:
-        keys = ("architecture", "weights", "file", "downloaded", "verified")
-        values = [(i.architecture, i.name, i.file, here, how) for i, here, how in shown]
-        print(json.dumps([dict(zip(keys, value, strict=True)) for value in values], indent=2))
+        print(json.dumps([_as_json(row) for row in shown], indent=2))
         return
     table = Table("architecture", "weights", "file", "on disk", "verified", "licence")
-    for info, here, how in shown:
-        name, on_disk = info.name, "yes" if here else "no"
-        table.add_row(info.architecture, name, info.file, on_disk, how or "never", info.license)
+    for row in shown:
+        info, on_disk = row.info, "yes" if row.downloaded else "no"
+        how = row.verified or "never"
+        table.add_row(info.architecture, info.name, info.file, on_disk, how, info.license)
     Console().print(table)
     if not shown:
         print("none is on disk; --all lists what there is", file=sys.stderr)
@@ -68,23 +64,52 @@ def download(
 @app.command()
 def verify() -> None:
     """Hash every file on disk again; status 1 if one is not what it should be."""
-    vault, catalogue = _vault()
-    folder = Settings().data_dir / "weights"
-    broken = 0
-    for info in _known(catalogue):
-        if not (folder / info.file).is_file():
-            continue
-        fine = vault.path_if_verified(info) is not None
-        broken += not fine
+    results = weights_bundle.verify_weights(*_vault())
+    for info, fine in results:
         print(f"{'ok     ' if fine else 'BROKEN '} {info.architecture} {info.name} {info.file}")
+    broken = sum(not fine for _, fine in results)
     if broken:
         print(f"{broken} broken; delete them and run `graft weights download`", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def _known(catalogue: Catalogue) -> list[WeightsInfo]:
-    found = [info for backbone in catalogue.architectures() for info in backbone.weights]
-    return list({info.file: info for info in found}.values())
+@app.command("export")
+def export_bundle(
+    bundle: Annotated[Path, typer.Argument(help="The zip to write.")],
+    architecture: Annotated[list[str], typer.Argument(help="Whose weights on disk to carry.")],
+) -> None:
+    """Write weights of this machine into one zip, for a machine without a connection."""
+    vault, catalogue = _vault()
+    wanted = [
+        info
+        for name in architecture
+        for info in catalogue.backbone(name).weights
+        if vault.have(info)
+    ]
+    if not wanted:
+        raise typer.BadParameter("no weights of these are on disk; download them first")
+    weights_bundle.export_bundle(vault, wanted, bundle)
+    print(f"{bundle}: {', '.join(info.file for info in wanted)}")
+
+
+@app.command("import")
+def import_bundle(
+    bundle: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+) -> None:
+    """Take the weights of a bundle into the vault, each checked by its full hash."""
+    for info in weights_bundle.import_bundle(*_vault(), bundle):
+        print(f"{info.architecture} {info.name} {info.file}")
+
+
+def _as_json(row: weights_bundle.WeightsStatus) -> dict[str, str | bool | None]:
+    return {
+        "architecture": row.info.architecture,
+        "weights": row.info.name,
+        "file": row.info.file,
+        "downloaded": row.downloaded,
+        "verified": row.verified,
+        "sha256": row.sha256,
+    }
 
 
 def _vault() -> tuple[WeightsVault, Catalogue]:

@@ -1,0 +1,182 @@
+"""What a dataset is: its classes, and for each image its bytes, size, split and label.
+
+A manifest is a blob, so it never changes. Its digest covers what training depends on and nothing
+else: the order in which an archive held the files, or their names, make no other dataset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from models_cache.blobs import Blob, BlobStore
+from models_cache.durable import canonical_json, sha256_of_bytes
+
+FORMAT = 1
+TASK = "classification"
+TRAIN, VAL, TEST = "train", "val", "test"
+SPLITS = (TRAIN, VAL, TEST)
+_ID_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image of a dataset.
+
+    Args:
+        id: Stable over versions as long as content, split and class name stay.
+        sha256: Of the original file; its blob.
+        size: Bytes of the original file.
+        path: Its name in the archive that brought it.
+        width: Pixels, upright.
+        height: Pixels, upright.
+        split: `train`, `val` or `test`.
+        label: Index into the manifest's classes.
+    """
+
+    id: str
+    sha256: str
+    size: int
+    path: str
+    width: int
+    height: int
+    split: str
+    label: int
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image on its way into a manifest, its class still by name.
+
+    Args:
+        sha256: Of the original file.
+        size_bytes: Of the original file.
+        path: Its name in the archive.
+        width_px: Upright.
+        height_px: Upright.
+        split: `train`, `val`, `test`; empty while it is not decided.
+        class_name: In NFC.
+    """
+
+    sha256: str
+    size_bytes: int
+    path: str
+    width_px: int
+    height_px: int
+    split: str
+    class_name: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A dataset: immutable, named by the SHA-256 of its canonical form.
+
+    Args:
+        classes: Sorted names in NFC; an image's label is an index into them.
+        images: Sorted by split, label and hash.
+        task: The task type.
+    """
+
+    classes: tuple[str, ...]
+    images: tuple[ImageEntry, ...]
+    task: str = TASK
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over task, classes and each image's content, split and label."""
+        images = [[image.sha256, image.split, image.label] for image in self.images]
+        return sha256_of_bytes(canonical_json([self.task, list(self.classes), images]))
+
+    def of_split(self, split: str) -> tuple[ImageEntry, ...]:
+        """Return the images of one split, in manifest order."""
+        return tuple(image for image in self.images if image.split == split)
+
+    def labelled(self) -> list[LabelledImage]:
+        """Return the images with their class names, as a next version takes them over."""
+        return [
+            LabelledImage(
+                sha256=image.sha256,
+                size_bytes=image.size,
+                path=image.path,
+                width_px=image.width,
+                height_px=image.height,
+                split=image.split,
+                class_name=self.classes[image.label],
+            )
+            for image in self.images
+        ]
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Return `{split: {"images": n, "per_class": {name: n}}}`; `test` only if there is one."""
+        counted = Counter((image.split, image.label) for image in self.images)
+        found: dict[str, dict[str, Any]] = {}
+        for split in SPLITS:
+            per_class = {name: counted[split, label] for label, name in enumerate(self.classes)}
+            images = sum(per_class.values())
+            if images or split != TEST:
+                found[split] = {"images": images, "per_class": per_class}
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON form that is stored."""
+        return {
+            "format": FORMAT,
+            "task": self.task,
+            "classes": list(self.classes),
+            "images": [asdict(image) for image in self.images],
+        }
+
+    def store(self, blobs: BlobStore) -> Blob:
+        """Store the canonical form as a blob."""
+        return blobs.put_bytes(canonical_json(self.as_json()))
+
+    @classmethod
+    def load(cls, blobs: BlobStore, sha256: str) -> Manifest:
+        """Read a manifest back.
+
+        Raises:
+            BlobMissing: There is no such blob.
+            BlobCorrupt: Its bytes changed on disk.
+            ValueError: It was written in a format that is not known here.
+        """
+        value = json.loads(blobs.read(sha256))
+        if value["format"] != FORMAT:
+            raise ValueError(f"manifest {sha256} has format {value['format']}, known is {FORMAT}")
+        images = tuple(ImageEntry(**image) for image in value["images"])
+        return cls(tuple(value["classes"]), images, value["task"])
+
+
+def build_manifest(images: Iterable[LabelledImage], classes: Iterable[str]) -> Manifest:
+    """Put images into the one order and give each its id.
+
+    Args:
+        images: Every split decided, no two of the same content, split and class.
+        classes: All names; sorted here, so that the order of an upload has no influence.
+    """
+    names = tuple(sorted(classes))
+    labels = {name: label for label, name in enumerate(names)}
+    entries = [_entry(image, labels[image.class_name]) for image in images]
+    entries.sort(key=lambda entry: (entry.split, entry.label, entry.sha256))
+    assert len({entry.id for entry in entries}) == len(entries), "two images of one id"
+    return Manifest(names, tuple(entries))
+
+
+def image_id(split: str, class_name: str, sha256: str) -> str:
+    """Return the id of an image: 16 hex digits."""
+    return sha256_of_bytes(f"{split}/{class_name}/{sha256}".encode())[:_ID_DIGITS]
+
+
+def _entry(image: LabelledImage, label: int) -> ImageEntry:
+    return ImageEntry(
+        id=image_id(image.split, image.class_name, image.sha256),
+        sha256=image.sha256,
+        size=image.size_bytes,
+        path=image.path,
+        width=image.width_px,
+        height=image.height_px,
+        split=image.split,
+        label=label,
+    )

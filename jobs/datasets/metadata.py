@@ -1,0 +1,183 @@
+"""Labels from `metadata.csv` and `metadata.jsonl`, as in Hugging Face's imagefolder.
+
+Columns `file_name` (relative to the file's folder) and `label`; others are left alone. All faults
+are told at once, each with its row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from jobs.datasets.archive_names import clean_name
+from jobs.datasets.class_names import class_name
+from jobs.datasets.errors import (
+    ArchiveError,
+    InvalidMetadata,
+    LayoutError,
+    MultilabelUnsupported,
+    printable,
+)
+from jobs.datasets.limits import IngestLimits
+
+METADATA_NAMES = frozenset({"metadata.csv", "metadata.jsonl"})
+_MAX_PROBLEMS = 100
+_MAX_FIELD_CHARACTERS = 1 << 17
+_NAME_LIMITS = IngestLimits()
+
+Row = tuple[int, Any, Any]  # number of the row from 1, file_name, label
+
+
+class _Problems:
+    """What is wrong with the rows of one file: the first of them, and how many."""
+
+    def __init__(self, path: str) -> None:
+        self._path = printable(path)
+        self._problems: list[dict[str, Any]] = []
+        self._total = 0
+
+    def add(self, row: int, code: str, message: str) -> None:
+        self._total += 1
+        if len(self._problems) < _MAX_PROBLEMS:
+            problem = {"path": self._path, "row": row, "code": code, "message": message}
+            self._problems.append(problem)
+
+    def raise_if_any(self) -> None:
+        if self._problems:
+            first = self._problems[0]
+            raise InvalidMetadata(
+                self._path,
+                self._total,
+                f"row {first['row']}: {first['message']}",
+                self._problems,
+            )
+
+
+def labels_of(
+    path: str, data: bytes, folder: str, images: Collection[str], max_rows: int
+) -> dict[str, str]:
+    """Return the label, as written, of each image that a metadata file names.
+
+    Args:
+        path: Name of the metadata file in the archive.
+        data: Its content.
+        folder: Where it is; file names are relative to it.
+        images: Names of the images that there are.
+        max_rows: How many rows are accepted.
+
+    Raises:
+        InvalidMetadata: Rows are malformed, name a file that is missing, outside or named
+            before, or have no valid label.
+        MultilabelUnsupported: It has `labels` instead of `label`.
+    """
+    problems = _Problems(path)
+    rows = _csv_rows if path.endswith(".csv") else _jsonl_rows
+    labels: dict[str, str] = {}
+    for row, file_name, label in rows(path, _text(data, problems), problems):
+        if row > max_rows:
+            problems.add(row, "too-many-rows", f"there are more than {max_rows} rows")
+            break
+        if (image := _image_of(row, file_name, folder, images, problems)) is None:
+            continue
+        if image in labels:
+            how = "the same label" if labels[image] == label else "another label"
+            message = f"{printable(image)!r} was named before, with {how}"
+            problems.add(row, "duplicate-row", message)
+        elif (spelling := _spelling(row, label, problems)) is not None:
+            labels[image] = spelling
+    problems.raise_if_any()
+    return labels
+
+
+def _text(data: bytes, problems: _Problems) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data.count(b"\n", 0, error.start) + 1
+        problems.add(row, "not-utf-8", "the file is not encoded in UTF-8")
+        problems.raise_if_any()
+        raise
+
+
+def _csv_rows(path: str, text: str, problems: _Problems) -> Iterator[Row]:
+    csv.field_size_limit(_MAX_FIELD_CHARACTERS)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = next(reader, [])
+        _check_columns(path, columns, problems)
+        name_at, label_at = columns.index("file_name"), columns.index("label")
+        for number, fields in enumerate(reader, start=2):
+            if len(fields) == len(columns):
+                yield number, fields[name_at], fields[label_at]
+            elif fields:
+                message = f"it has {len(fields)} fields, the header has {len(columns)}"
+                problems.add(number, "wrong-field-count", message)
+    except csv.Error as error:
+        problems.add(reader.line_num, "malformed-csv", f"line {reader.line_num}: {error}")
+
+
+def _check_columns(path: str, columns: list[str], problems: _Problems) -> None:
+    if "labels" in columns and "label" not in columns:
+        raise MultilabelUnsupported(printable(path))
+    for name in ("file_name", "label"):
+        if columns.count(name) != 1:
+            shown = printable(", ".join(columns))
+            message = f"there has to be one column {name!r}; the columns are: {shown}"
+            problems.add(1, "missing-column", message)
+    problems.raise_if_any()
+
+
+def _jsonl_rows(path: str, text: str, problems: _Problems) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            problems.add(number, "malformed-json", "the line is no JSON object")
+            continue
+        if not isinstance(value, dict) or "file_name" not in value:
+            problems.add(number, "missing-column", "the line is no object with 'file_name'")
+        elif "labels" in value and "label" not in value:
+            raise MultilabelUnsupported(printable(path))
+        else:
+            yield number, value["file_name"], value.get("label")
+
+
+def _image_of(
+    row: int, file_name: object, folder: str, images: Collection[str], problems: _Problems
+) -> str | None:
+    if not isinstance(file_name, str):
+        problems.add(row, "invalid-file-name", "file_name is no text")
+        return None
+    shown = printable(file_name)
+    if "://" in file_name:
+        problems.add(row, "url-not-supported", f"{shown!r} is a URL; put the image in the archive")
+        return None
+    try:
+        name = clean_name(file_name, _NAME_LIMITS)
+    except ArchiveError as error:
+        problems.add(row, error.code, str(error))
+        return None
+    image = f"{folder}/{name}" if folder else name
+    if image not in images:
+        problems.add(row, "missing-file", f"there is no image {shown!r} in the archive")
+        return None
+    return image
+
+
+def _spelling(row: int, label: object, problems: _Problems) -> str | None:
+    if isinstance(label, int) and not isinstance(label, bool):
+        label = str(label)
+    if not isinstance(label, str):
+        problems.add(row, "invalid-label", "label is no text")
+        return None
+    try:
+        class_name(label)
+    except LayoutError as error:
+        problems.add(row, error.code, str(error))
+        return None
+    return label

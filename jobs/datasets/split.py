@@ -1,0 +1,66 @@
+"""Which images are held out, when the upload does not say.
+
+Drawn by content: an image's place depends on its bytes and on how many its class has, so the same
+images give the same split in any order, in any archive, on any machine. Images of an earlier
+version keep theirs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from jobs.datasets.manifest import TRAIN, VAL, LabelledImage
+from models_cache.durable import sha256_of_bytes
+
+VAL_FRACTION = 0.2
+_SALT = "graft-val-1"  # a new salt would be a new rule: published splits would no longer repeat
+
+
+def draw_val(
+    images: Sequence[LabelledImage],
+    kept: Sequence[LabelledImage] = (),
+    val_fraction: float = VAL_FRACTION,
+) -> list[LabelledImage]:
+    """Give every image without a split one: a share of each class to `val`, the rest to `train`.
+
+    A class with at least two images has at least one on each side, as far as `kept` allows.
+
+    Args:
+        images: Those with an empty split are drawn, the others stay.
+        kept: Images of the parent version; they count, and keep their split.
+        val_fraction: Share of each class that is held out, in 0..1.
+
+    Returns:
+        `images` in their order, every split decided.
+    """
+    undecided: dict[str, list[str]] = defaultdict(list)
+    decided: dict[str, Counter[str]] = defaultdict(Counter)
+    for image in (*kept, *images):
+        if image.split:
+            decided[image.class_name][image.split] += 1
+        else:
+            undecided[image.class_name].append(image.sha256)
+    held_out = {
+        (name, sha256)
+        for name, hashes in undecided.items()
+        for sha256 in _held_out(hashes, decided[name], val_fraction)
+    }
+    return [
+        image
+        if image.split
+        else replace(image, split=VAL if (image.class_name, image.sha256) in held_out else TRAIN)
+        for image in images
+    ]
+
+
+def _held_out(hashes: Sequence[str], decided: Counter[str], val_fraction: float) -> Iterable[str]:
+    total = len(hashes) + decided[TRAIN] + decided[VAL]
+    if total < 2:
+        return ()
+    wanted = max(1, round(val_fraction * total)) - decided[VAL]
+    if not decided[TRAIN]:
+        wanted = min(wanted, len(hashes) - 1)  # one has to be left to learn from
+    ranked = sorted(set(hashes), key=lambda sha256: sha256_of_bytes(f"{_SALT}/{sha256}".encode()))
+    return ranked[: max(0, wanted)]
