@@ -70,9 +70,9 @@ class _TrainingRecipe:
 
     epochs: int = _parameter(AUTO, "Passes over the training images.", ge=1, le=1000)
     batch_size: int = _batch_size()
-    lr_head: float = _parameter(1e-3, "Highest learning rate of the head.", gt=0, le=10)
+    lr_head: float = _parameter(1e-4, "Highest learning rate of the head.", gt=0, le=10)
     lr_backbone: float = _parameter(
-        1e-4, "Highest learning rate of the backbone's last stage.", gt=0, le=10
+        3e-5, "Highest learning rate of the backbone's last stage.", gt=0, le=10
     )
     layer_decay: float = _parameter(
         0.8, "Factor on the learning rate from each stage to the one before it.", gt=0, le=1
@@ -82,14 +82,14 @@ class _TrainingRecipe:
     )
     weight_decay: float = _parameter(0.01, "Decoupled weight decay of AdamW.", ge=0, le=1)
     label_smoothing: float = _parameter(
-        0.1, "Part of each target spread evenly over all classes.", ge=0, lt=1
+        0.0, "Part of each target spread evenly over all classes.", ge=0, lt=1
     )
     augmentation: Literal["none", "flip", "crop"] = _parameter(
         "crop", "none; flip left to right; or flip and random resized crop.",
         choices=("none", "flip", "crop"),
     )  # fmt: skip
     crop_area_min: float = _parameter(
-        0.25, "Smallest part of an image's area that a random crop keeps.", gt=0, le=1
+        0.7, "Smallest part of an image's area that a random crop keeps.", gt=0, le=1
     )
     batch_norm: Literal["eval", "train"] = _parameter(
         AUTO, "Whether BatchNorm keeps its statistics or learns new ones.",

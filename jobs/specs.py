@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Machine:
     offline: bool = False
     device: str = "auto"
     train_threads: int = 1
-    ingest_limits: dict[str, int] = field(default_factory=dict)
+    ingest_limits: dict[str, Any] = field(default_factory=dict)
     code_version: str = "0"
     faults: str = ""
 
@@ -47,6 +48,12 @@ class Machine:
     def attempt_folder(self, job: Job) -> Path:
         """Return the folder of a job's current attempt."""
         return self.run_folder(job.id) / str(job.attempt)
+
+
+def remove_scratch(machine: Machine, job_id: str) -> None:
+    """Remove what a killed ingest left: unpacked files that no row points to."""
+    for folder in machine.run_folder(job_id).glob("*/ingest"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Dataset | None) -> Path:

@@ -29,7 +29,7 @@ from jobs.executors.protocol import AttemptKind, AttemptSpec, Executor, Exited, 
 from jobs.presence import Presence
 from jobs.progress import FILE_NAME as PROGRESS_FILE
 from jobs.progress import read_progress
-from jobs.specs import Machine, write_spec
+from jobs.specs import Machine, remove_scratch, write_spec
 from jobs.states import JobEvent, JobState
 from jobs.store import datasets, jobs
 from jobs.store.database import Database, utc_now
@@ -182,6 +182,7 @@ class Worker:
                 parent = None
                 if dataset and dataset.parent:
                     parent = datasets.get(connection, dataset.parent, job.project)
+            remove_scratch(self._machine, job.id)
             spec_path = write_spec(self._machine, job, dataset or None, parent)
             folder = self._machine.attempt_folder(job)
             kind = CHILD_KINDS[job.type]
@@ -290,6 +291,7 @@ class Worker:
 
     def _conclude(self, attempt: Attempt, outcome: Exited | Lost) -> None:
         """Write the end of an attempt whose child has been reaped."""
+        remove_scratch(self._machine, attempt.job.id)
         job, lease, last = attempt.job, attempt.lease, attempt.last_line
         if last is not None and last["kind"] == "result":
             try:

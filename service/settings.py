@@ -15,11 +15,13 @@ import platformdirs
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from jobs.datasets.limits import IngestLimits
 from jobs.specs import Machine
 from jobs.worker import WorkerLimits
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+_MOST_DECODERS = 8
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,2})?)$"
 
 
@@ -122,6 +124,15 @@ class Settings(BaseSettings):
         """CPU threads of the inference process."""
         return self.serve_threads or available_cores()
 
+    @cached_property
+    def ingest_limits(self) -> IngestLimits:
+        """What an upload may hold."""
+        return IngestLimits(
+            max_upload_bytes=self.max_upload_bytes,
+            max_image_pixels=self.max_image_pixels,
+            decoders=min(_MOST_DECODERS, available_cores()),
+        )
+
     def machine(self, code_version: str) -> Machine:
         """Return what attempts on this machine share."""
         return Machine(
@@ -131,7 +142,7 @@ class Settings(BaseSettings):
             offline=self.offline,
             device=self.device,
             train_threads=self.resolved_train_threads,
-            ingest_limits={"max_image_pixels": self.max_image_pixels},
+            ingest_limits=self.ingest_limits.as_json(),
             code_version=code_version,
             faults=self.faults,
         )

@@ -214,7 +214,7 @@ def upload_with_bar(graft: Graft, archive: Path, name: str) -> Json:
             progress.update(task, completed=done, total=total)
 
         dataset = graft.upload(archive, name=name, report=report_bytes)
-        progress.add_task("check images", total=None)
+    with Console(stderr=True).status("checking the images"):
         return graft.wait_for_dataset(dataset["id"])
 
 

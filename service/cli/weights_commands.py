@@ -52,7 +52,7 @@ def download(
     candidates = catalogue.candidates(architecture, weights, have=vault.have)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(architecture)
+        task = progress.add_task(architecture, total=None)
 
         def report(done_bytes: int, total_bytes: int | None) -> None:
             progress.update(task, completed=done_bytes, total=total_bytes)

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from jobs.datasets.archive import quick_check
-from jobs.datasets.limits import IngestLimits
 from jobs.datasets.manifest import Manifest
 from jobs.errors import (
     DatasetImageNotFound,
@@ -224,7 +223,7 @@ def _store(
             known = idempotency.find(connection, idempotency_key, fingerprint)
             if known is not None:
                 return datasets.get(connection, known)
-    quick_check(upload.path, IngestLimits())
+    quick_check(upload.path, services.settings.ingest_limits)
     archive = services.blobs.put_file(upload.path, upload.sha256)
     with services.database.write() as connection:
         if idempotency_key is not None:

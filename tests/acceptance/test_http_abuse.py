@@ -1,0 +1,331 @@
+"""Requests that break default applications: each has its status and code, and the next one works.
+
+The full corpus is in the catalogue of abuse; these are its classes, over real HTTP.
+"""
+
+from __future__ import annotations
+
+import socket
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from service.client import Graft
+from tests import images
+from tests.acceptance.running import RunningService, running
+from tests.waiting import until
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service without any weights: needs nothing but this repository."""
+    with running(tmp_path_factory.mktemp("abuse") / "data") as started:
+        yield started
+
+
+@pytest.fixture
+def http(plain: RunningService) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=plain.url, timeout=30, trust_env=False) as client:
+        yield client
+        assert client.get("/healthz").status_code == 200
+
+
+def assert_problem(answer: httpx2.Response, status: int, code: str) -> None:
+    assert (answer.status_code, answer.json().get("code")) == (status, code), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert {"type", "title", "status", "detail", "instance", "errors"} <= set(body)
+    assert body["type"] == f"/problems/{code}"
+    assert "Traceback" not in answer.text
+    assert str(Path(__file__).parents[2]) not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b'{"dataset": "ds_1", "seed": NaN}', 400, "malformed-json"),
+        (b'{"dataset": "ds_1", "time_limit_seconds": Infinity}', 400, "malformed-json"),
+        (b'{"dataset": "ds_1", "time_limit_seconds": 1e999}', 400, "malformed-json"),
+        (b'{"dataset": "ds_1", "seed": 9223372036854775808}', 400, "malformed-json"),
+        (b'{"dataset": "\\ud800"}', 400, "malformed-json"),
+        (b'{"dataset": "a\\u0000b"}', 400, "malformed-json"),
+        (b'{"dataset": "ds_1", "dataset": "ds_2"}', 400, "malformed-json"),
+        (b'{"dataset": "ds_1"', 400, "malformed-json"),
+        (b"[]", 422, "validation-failed"),
+        (b"null", 422, "validation-failed"),
+        (b"{}", 422, "validation-failed"),
+        (b'{"dataset": 1}', 422, "validation-failed"),
+        (b'{"dataset": "ds_1", "seed": true}', 422, "validation-failed"),
+        (b'{"dataset": "ds_1", "seed": "1"}', 422, "validation-failed"),
+        (b'{"dataset": "ds_1", "seed": -1}', 422, "validation-failed"),
+        (b'{"dataset": "ds_1", "seed": 9223372036854775807}', 422, "validation-failed"),
+        (b'{"dataset": "ds_1", "time_limit_seconds": 0}', 422, "validation-failed"),
+        (b'{"dataset": "ds_1", "nonsense": 1}', 422, "validation-failed"),
+        (b'{"dataset": "ds_1", "model": "../x"}', 422, "validation-failed"),
+        (b'{"dataset": "ds_1", "model": ""}', 422, "validation-failed"),
+        (b'{"dataset": "ds_1", "type": "export"}', 422, "validation-failed"),
+        (b'{"dataset": "ds_1", "backbone": "../../x"}', 422, "backbone-unknown"),
+        (b'{"dataset": "ds_1", "backbone": "MobileNet_V2"}', 422, "backbone-unknown"),
+        (b'{"dataset": "ds_1", "weights": "NOPE"}', 422, "weights-unknown"),
+        (b'{"dataset": "ds_1", "recipe": "magic"}', 422, "recipe-invalid"),
+        (b'{"dataset": "ds_1", "parameters": {"folds": 0}}', 422, "validation-failed"),
+        (b'{"dataset": "ds_1", "parameters": {"folds": 1e300}}', 422, "validation-failed"),
+        (b'{"dataset": "ds_1", "parameters": {"os.system": 1}}', 422, "validation-failed"),
+        (b'{"dataset": "ds_absent"}', 404, "dataset-not-found"),
+        (b'{"dataset": "\' OR 1=1 --"}', 404, "dataset-not-found"),
+    ],
+    ids=lambda value: ascii(value)[:60] if isinstance(value, bytes) else None,
+)
+def test_bad_job_requests(http: httpx2.Client, body: bytes, status: int, code: str) -> None:
+    assert_problem(http.post("/v1/jobs", content=body, headers=JSON), status, code)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "not-found"),
+        ("GET", "/v1/jobs/job_absent", 404, "job-not-found"),
+        ("GET", f"/v1/jobs/{'9' * 27}", 404, "job-not-found"),
+        ("GET", "/v1/jobs/%00", 422, "validation-failed"),
+        ("GET", "/v1/jobs/..%2f..%2fetc%2fpasswd", 404, "not-found"),
+        ("GET", "/v1/jobs/job_absent/files/..%2fspec.json", 404, "not-found"),
+        ("GET", "/v1/jobs?limit=0", 422, "validation-failed"),
+        ("GET", "/v1/jobs?limit=-1", 422, "validation-failed"),
+        ("GET", "/v1/jobs?limit=99999999999999999999", 422, "validation-failed"),
+        ("GET", "/v1/jobs?limit=1e3", 422, "validation-failed"),
+        ("GET", "/v1/jobs?after=job_absent", 404, "job-not-found"),
+        ("GET", "/v1/jobs?after=%27%20OR%201=1", 422, "validation-failed"),
+        ("GET", "/v1/jobs?status=nonsense", 422, "validation-failed"),
+        ("GET", "/v1/jobs?type=%00", 422, "validation-failed"),
+        ("GET", "/v1/datasets/ds_absent", 404, "dataset-not-found"),
+        ("GET", "/v1/datasets/ds_absent/report", 404, "dataset-not-found"),
+        ("DELETE", "/v1/datasets/ds_absent", 404, "dataset-not-found"),
+        ("GET", "/v1/models/absent", 404, "model-not-found"),
+        ("GET", "/v1/models/UPPER", 422, "validation-failed"),
+        ("GET", "/v1/models/%252e%252e", 422, "validation-failed"),
+        ("GET", "/v1/models/absent/versions/0", 422, "validation-failed"),
+        ("GET", f"/v1/models/absent/versions/{2**63}", 422, "validation-failed"),
+        ("POST", "/v1/models/absent/predict", 404, "model-not-found"),
+        ("POST", "/v1/models/absent@-1/predict", 422, "validation-failed"),
+        ("POST", "/v1/models/absent@1/predict?top_k=0", 422, "validation-failed"),
+        ("GET", "/v1/backbones/absent", 404, "address-unknown"),
+        ("GET", "/v1/recipes/absent/schema", 404, "address-unknown"),
+        ("PUT", "/v1/jobs", 405, "method-not-allowed"),
+        ("TRACE", "/v1/jobs", 405, "method-not-allowed"),
+        ("POST", "/v1/jobs/job_absent/cancel", 404, "job-not-found"),
+        ("GET", "/v1/jobs/job_absent/events?after=-1", 404, "job-not-found"),
+    ],
+)
+def test_bad_addresses(http: httpx2.Client, method: str, path: str, status: int, code: str) -> None:
+    assert_problem(http.request(method, path), status, code)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_json_calls_want_json(http: httpx2.Client, kind: str) -> None:
+    answer = http.post("/v1/jobs", content=b"{}", headers={"content-type": kind})
+    assert_problem(answer, 415, "unsupported-media-type")
+
+
+def test_body_over_the_limit_is_refused_before_it_is_read(http: httpx2.Client) -> None:
+    body = b'{"dataset": "' + b"x" * (2 << 20) + b'"}'
+    assert_problem(http.post("/v1/jobs", content=body, headers=JSON), 413, "payload-too-large")
+
+
+def _zip(entries: dict[str, bytes]) -> bytes:
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 415, "archive-type-unknown"),
+        (b"0123456789", 415, "archive-type-unknown"),
+        (b"<html>", 415, "archive-type-unknown"),
+        (_zip({"../../etc/cron.d/x": b"x"}), 422, "path-traversal"),
+        (_zip({"/abs/x.png": b"x"}), 422, "absolute-path"),
+        (_zip({"a/x.png": b"x"})[:40], 422, "corrupt-archive"),
+    ],
+    ids=["empty", "bytes", "html", "traversal", "absolute", "truncated"],
+)
+def test_bad_archives_are_refused_while_the_sender_waits(
+    http: httpx2.Client, plain: RunningService, body: bytes, status: int, code: str
+) -> None:
+    assert_problem(http.post("/v1/datasets", content=body), status, code)
+    files = {"file": ("../../x.zip", body)}
+    assert_problem(http.post("/v1/datasets", files=files), status, code)
+    assert list((plain.data_folder / "uploads").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("multipart/form-data", b"x"),
+        ("multipart/form-data; boundary=" + "b" * 100, b"x"),
+        ("multipart/form-data; boundary=b", b"nonsense"),
+        ("multipart/form-data; boundary=b", b"--b\r\n\r\nbody without headers\r\n--b--\r\n"),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="other"\r\n\r\nx\r\n--b--\r\n',
+        ),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\ncut off',
+        ),
+        (
+            "multipart/form-data; boundary=b",
+            b"--b\r\nX: " + b"y" * 70_000 + b"\r\n\r\nx\r\n--b--\r\n",
+        ),
+    ],
+)
+def test_bad_multipart_is_refused(http: httpx2.Client, kind: str, body: bytes) -> None:
+    answer = http.post("/v1/datasets", content=body, headers={"content-type": kind})
+    assert_problem(answer, 400, "malformed-multipart")
+
+
+def test_rejected_dataset_says_why_and_fails_the_jobs_that_wait_for_it(
+    plain: RunningService, tmp_path: Path
+) -> None:
+    path = tmp_path / "one.zip"
+    path.write_bytes(images.zip_bytes({"only/1.png": images.shape_bytes("disc", 1)}))
+    with plain.client() as graft:
+        dataset = graft.upload(path, name="one-class")
+        job = graft.submit(dataset["id"], recipe="scratch", backbone="squeezenet1_1")
+        until(lambda: graft.dataset(dataset["id"])["status"] == "rejected", 30.0)
+        assert graft.dataset(dataset["id"])["problem"]["code"] == "need-two-classes"
+        until(lambda: graft.job(job["id"])["status"] == "failed", 10.0)
+        assert graft.job(job["id"])["error"]["code"] == "dataset-rejected"
+        graft.delete_dataset(dataset["id"])
+
+
+def test_key_makes_one_dataset_and_refuses_another_body(
+    plain: RunningService, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first.zip", tmp_path / "second.zip"
+    first.write_bytes(_two_classes(0))
+    second.write_bytes(_two_classes(100))
+    with plain.client() as graft:
+        made = graft.upload(first, name="keyed", idempotency_key="the-key")
+        again = graft.upload(first, name="keyed", idempotency_key="the-key")
+        assert made["id"] == again["id"]
+        same = graft.upload(first, name="keyed")
+        assert same["id"] == made["id"]
+        with httpx2.Client(base_url=plain.url, trust_env=False) as http:
+            answer = http.post(
+                "/v1/datasets?name=keyed",
+                content=second.read_bytes(),
+                headers={"Idempotency-Key": "the-key"},
+            )
+        assert_problem(answer, 422, "idempotency-mismatch")
+        graft.wait_for_dataset(made["id"])
+
+
+def test_client_that_hangs_up_leaves_nothing(plain: RunningService) -> None:
+    host, port = plain.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nPK")
+    until(lambda: not any((plain.data_folder / "uploads").glob("*")), 10.0)
+    assert "Traceback" not in plain.log_path.read_text()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 300_000 + b"\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        b"nonsense\r\n\r\n",
+    ],
+    ids=["no host", "two hosts", "300 KB header", "negative length", "no http"],
+)
+def test_malformed_http_gets_400(plain: RunningService, head: bytes) -> None:
+    host, port = plain.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        raw.sendall(head)
+        assert raw.recv(4096).startswith(b"HTTP/1.1 400")
+
+
+def test_openapi_document_lists_every_call_of_the_contract(http: httpx2.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    for path in (
+        "/v1/datasets",
+        "/v1/datasets/{dataset_id}/versions",
+        "/v1/datasets/{dataset_id}/report",
+        "/v1/backbones/{architecture}/download",
+        "/v1/recipes/{name}/schema",
+        "/v1/jobs/{job_id}/events",
+        "/v1/models/{name}/aliases/{alias}",
+        "/v1/models/{name}/versions/{version}/archive",
+        "/v1/models/{name}/versions/{version}/evaluation",
+        "/v1/models/{reference}/predict",
+    ):
+        assert path in paths
+
+
+def _two_classes(seed: int) -> bytes:
+    return images.zip_bytes(
+        {
+            f"{label}/{index}.png": images.shape_bytes(label, seed + index)
+            for label in ("disc", "cross")
+            for index in range(6)
+        }
+    )
+
+
+def test_small_dataset_trains_from_scratch_and_serves(
+    plain: RunningService, tmp_path: Path
+) -> None:
+    path = tmp_path / "drawn.zip"
+    path.write_bytes(_two_classes(200))
+    with plain.client() as graft:
+        dataset = graft.wait_for_dataset(graft.upload(path, name="drawn")["id"])
+        job = graft.submit(
+            dataset["id"],
+            recipe="scratch",
+            backbone="squeezenet1_1",
+            parameters={"epochs": 1, "batch_size": 4},
+        )
+        done = graft.wait_for_job(job["id"])
+        assert done["resolved"]["weights"] is None
+        answer = graft.predict("drawn", images.shape_bytes("disc", 7))
+        assert answer["predictions"][0]["label"] in ("disc", "cross")
+        assert abs(sum(s["score"] for s in answer["predictions"][0]["scores"]) - 1) < 1e-4
+
+
+def test_new_version_holds_the_old_and_the_new_images(
+    plain: RunningService, tmp_path: Path
+) -> None:
+    more = images.zip_bytes(
+        {f"disc/{i}.png": images.shape_bytes("disc", 300 + i) for i in range(5)}
+    )
+    path = tmp_path / "base.zip"
+    path.write_bytes(_two_classes(400))
+    with plain.client() as graft, httpx2.Client(base_url=plain.url, trust_env=False) as http:
+        base = graft.wait_for_dataset(graft.upload(path, name="growing")["id"])
+        answer = http.post(f"/v1/datasets/{base['id']}/versions", content=more)
+        assert answer.status_code == 202
+        grown = graft.wait_for_dataset(answer.json()["id"])
+    assert (grown["version"], grown["parent"]) == (2, base["id"])
+    assert _count(grown) == _count(base) + 5
+    assert grown["digest"] != base["digest"]
+
+
+def _count(dataset: dict[str, object]) -> int:
+    splits = dataset["splits"]
+    assert isinstance(splits, dict)
+    return sum(split["images"] for split in splits.values())
+
+
+def test_client_library_is_usable_without_a_service() -> None:
+    with Graft("http://127.0.0.1:9") as graft:
+        assert graft.is_ready() is False
