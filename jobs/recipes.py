@@ -25,7 +25,7 @@ AUTO: Any = "auto"
 _BATCH_NORM_TRAINS_FROM_IMAGES = 2000
 # Optimizer steps a fine-tuning aims at, within the bounds on epochs below.
 _FINETUNE_STEPS = 48
-_SCRATCH_STEPS = 1500
+_SCRATCH_STEPS = 1000
 
 
 def _parameter(default: Any, doc: str, **metadata: Any) -> Any:  # noqa: ANN401 - any field type
@@ -45,9 +45,9 @@ class HeadRecipe:
     Every image passes the backbone once; the features are cached and the head is fitted on them
     by L-BFGS, its regularisation chosen by cross-validation on the training images.
 
-    Expected on `hymenoptera` (245 training and 153 val photographs, 2 CPU cores): `mobilenet_v2`
-    val accuracy 0.954 (out of fold 0.955) and `squeezenet1_1` 0.928 (0.902); choosing the
-    regularisation and fitting take 0.2 s once the features are there.
+    Expected on `hymenoptera` (244 training and 153 val photographs): val accuracy 0.954 with
+    `mobilenet_v2` (out of fold 0.951), 0.922 with `squeezenet1_1` (0.889). On 2 CPU cores the
+    feature pass takes 3 s, the choice of the penalty and the fit 0.3 s.
     """
 
     folds: int = _parameter(5, "Cross-validation folds over the training images.", ge=2, le=20)
@@ -103,6 +103,9 @@ class FinetuneRecipe(_TrainingRecipe):
 
     The fitted head itself is candidate 0, so on the val images the result is never worse than
     recipe `head`; learning rates fall from the head towards the input.
+
+    Expected on `hymenoptera` with `mobilenet_v2`: val accuracy 0.961 to 0.967 (three seeds; the
+    head alone 0.954) in about a minute on 2 CPU cores.
 
     Source: Kumar et al. 2022, arXiv:2202.10054 (LP-FT); Howard and Ruder 2018, arXiv:1801.06146
     (discriminative learning rates).
@@ -192,7 +195,7 @@ def _automatic(recipe: str, key: str, batch_size: int, facts: RecipeFacts) -> in
     if key == "epochs":
         steps_per_epoch = math.ceil(facts.train_images / batch_size)
         if recipe == "scratch":
-            return min(60, max(10, math.ceil(_SCRATCH_STEPS / steps_per_epoch)))
+            return min(30, max(10, math.ceil(_SCRATCH_STEPS / steps_per_epoch)))
         return min(12, max(3, math.ceil(_FINETUNE_STEPS / steps_per_epoch)))
     if key == "batch_norm":
         if not facts.has_batch_norm:

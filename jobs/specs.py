@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Machine:
         weights_catalogues: JSON files that add weights.
         offline: Never open a connection for weights.
         device: `auto`, `cpu`, `cuda` or `cuda:<n>`.
+        gpus: How many there are; trainings side by side get one each.
         train_threads: CPU threads of a training child.
         ingest_limits: Overrides of `IngestLimits` fields.
         code_version: Version of this program, recorded in artifacts.
@@ -36,10 +37,17 @@ class Machine:
     weights_catalogues: tuple[str, ...] = ()
     offline: bool = False
     device: str = "auto"
+    gpus: int = 0
     train_threads: int = 1
     ingest_limits: dict[str, Any] = field(default_factory=dict)
     code_version: str = "0"
     faults: str = ""
+
+    def at_place(self, place: int) -> Machine:
+        """Return this machine as the training in a slot's `place` sees it: with its own GPU."""
+        if self.device != "auto" or self.gpus < 2:
+            return self
+        return replace(self, device=f"cuda:{place % self.gpus}")
 
     def run_folder(self, job_id: str) -> Path:
         """Return the folder of a job: its attempts and checkpoints."""

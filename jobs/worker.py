@@ -76,6 +76,7 @@ class Attempt:
 
     job: Job
     slot: str
+    place: int
     lease: Lease
     handle: Handle
     folder: Path
@@ -159,7 +160,9 @@ class Worker:
     def _fill(self, slot: str) -> bool:
         """Start the next job of a slot's kinds if the slot is free."""
         size: int = getattr(self._limits, f"{slot}_slots")
-        if sum(attempt.slot == slot for attempt in self._attempts) >= size:
+        taken = {attempt.place for attempt in self._attempts if attempt.slot == slot}
+        free = [place for place in range(size) if place not in taken]
+        if not free:
             return False
         kinds = SLOT_KINDS[slot]
         with self._database.read() as connection:
@@ -172,10 +175,10 @@ class Worker:
         if job is None:
             return False
         faults.reach("worker.after_claim")
-        self._begin(job, slot, Lease(job.id, token))
+        self._begin(job, slot, free[0], Lease(job.id, token))
         return True
 
-    def _begin(self, job: Job, slot: str, lease: Lease) -> None:
+    def _begin(self, job: Job, slot: str, place: int, lease: Lease) -> None:
         try:
             with self._database.read() as connection:
                 dataset = job.dataset_id and datasets.get(connection, job.dataset_id, job.project)
@@ -183,7 +186,8 @@ class Worker:
                 if dataset and dataset.parent:
                     parent = datasets.get(connection, dataset.parent, job.project)
             remove_scratch(self._machine, job.id)
-            spec_path = write_spec(self._machine, job, dataset or None, parent)
+            machine = self._machine.at_place(place)
+            spec_path = write_spec(machine, job, dataset or None, parent)
             folder = self._machine.attempt_folder(job)
             kind = CHILD_KINDS[job.type]
             handle = self._executor.start(AttemptSpec(kind, spec_path, folder))
@@ -191,7 +195,7 @@ class Worker:
             known = error if isinstance(error, GraftError) else AttemptDied(job.id, str(error))
             self._fail(job, lease, known)
             return
-        self._attempts.append(Attempt(job, slot, lease, handle, folder))
+        self._attempts.append(Attempt(job, slot, place, lease, handle, folder))
 
     # -- attending ---------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -34,6 +35,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_LEFTOVER_SECONDS = 3600.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -77,6 +79,7 @@ def build_services(settings: Settings) -> Services:
     """Build what handlers work with; migrates the database."""
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _remove_leftovers(settings.data_dir / "uploads")
     database = Database(settings.resolved_database_url)
     database.migrate()
     catalogues = [Path(path) for path in settings.weights_catalog]
@@ -92,6 +95,17 @@ def build_services(settings: Settings) -> Services:
         ),
         inference=InferenceClient(settings.resolved_inference_url),
     )
+
+
+def _remove_leftovers(uploads: Path) -> None:
+    """Remove what an api process that was killed had received; another api's is younger."""
+    for path in uploads.glob("*"):
+        if time.time() - path.stat().st_mtime < _LEFTOVER_SECONDS:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 class RequestLog:

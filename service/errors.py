@@ -2,7 +2,8 @@
 
 * RequestError                   the request is not what the call takes
   + JsonMalformed, MediaTypeUnsupported, BodyTooLarge, MultipartMalformed, ValidationFailed,
-    NothingHere, AddressUnknown, NotReady, ModelUnavailable
+    NothingHere, AddressUnknown, NotReady, ModelUnavailable,
+    DatabaseUnavailable
 """
 
 from __future__ import annotations
@@ -99,6 +100,14 @@ class AddressUnknown(RequestError):
     code = "address-unknown"
     sentence = "{reason}"
     reason: str
+
+
+@leaf
+class DatabaseUnavailable(RequestError):
+    """The database is locked for long, or away."""
+
+    code = "database-unavailable"
+    sentence = "the database does not answer; try again in a few seconds"
 
 
 @leaf

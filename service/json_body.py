@@ -141,10 +141,10 @@ def _shown(text: str) -> str:
     return ascii(text[:80])
 
 
-def json_body(model: type[BaseModel]) -> Any:  # noqa: ANN401 - what FastAPI's Depends returns
-    """Return a dependency that reads the body strictly as `model`."""
+def json_body(model: type[BaseModel], *, default: bool = False) -> Any:  # noqa: ANN401 - Depends
+    """Return a dependency that reads the body strictly as `model`; see `read_model`."""
 
     async def read(request: Request) -> BaseModel:
-        return await read_model(request, model)
+        return await read_model(request, model, default=default)
 
     return Depends(read)

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from jobs import errors as jobs_errors
@@ -58,6 +59,7 @@ STATUS: dict[type[GraftError], int] = {
     request_errors.NothingHere: 404,
     request_errors.AddressUnknown: 404,
     request_errors.NotReady: 503,
+    request_errors.DatabaseUnavailable: 503,
     request_errors.ModelUnavailable: 503,
 }
 
@@ -97,6 +99,13 @@ def install(app: FastAPI) -> None:
         answer = _answer(request, error.status_code, code, str(error.detail), [])
         answer.headers.update(error.headers or {})
         return answer
+
+    @app.exception_handler(OperationalError)
+    def database_away(request: Request, error: OperationalError) -> JSONResponse:
+        log.error("the database: %s", error.orig)
+        if "full" in str(error.orig):
+            return ours(request, cache_errors.InsufficientStorage("writing to the database"))
+        return ours(request, request_errors.DatabaseUnavailable())
 
     @app.exception_handler(Exception)
     def bug(request: Request, error: Exception) -> JSONResponse:

@@ -133,24 +133,25 @@ class Settings(BaseSettings):
             decoders=min(_MOST_DECODERS, available_cores()),
         )
 
-    def machine(self, code_version: str) -> Machine:
-        """Return what attempts on this machine share."""
+    def machine(self, code_version: str, gpus: int) -> Machine:
+        """Return what attempts on this machine, which has so many GPUs, share."""
         return Machine(
             data_folder=self.data_dir,
             weights_sources=self.weights_sources,
             weights_catalogues=self.weights_catalog,
             offline=self.offline,
             device=self.device,
+            gpus=gpus,
             train_threads=self.resolved_train_threads,
             ingest_limits=self.ingest_limits.as_json(),
             code_version=code_version,
             faults=self.faults,
         )
 
-    def worker_limits(self, gpu_count: int) -> WorkerLimits:
+    def worker_limits(self, gpus: int) -> WorkerLimits:
         """Return the worker's limits on a machine with so many GPUs."""
         return WorkerLimits(
-            train_slots=self.worker_slots or max(1, gpu_count),
+            train_slots=self.worker_slots or max(1, gpus),
             lease_seconds=self.lease_seconds,
             heartbeat_seconds=min(10.0, self.lease_seconds / 4.5),
             stall_seconds=self.stall_seconds,

@@ -171,7 +171,7 @@ idempotency_keys = Table(
     Column("project", String(63), primary_key=True),
     Column("key", String(255), primary_key=True),
     Column("fingerprint", String(64), nullable=False),  # of method, path and body
-    Column("resource", String(48), nullable=False),  # what the first request made
+    Column("resource", String(128), nullable=False),  # what the first request made
     Column("created_at", UtcTime, nullable=False),
 )
 

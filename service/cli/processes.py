@@ -108,13 +108,14 @@ def worker() -> None:
         settings.device,
     )
     stop = _StopFlag()
+    gpus = _gpu_count(settings)
     Worker(
         database,
         BlobStore(settings.data_dir / "blobs"),
         executor,
-        settings.machine(VERSION),
+        settings.machine(VERSION, gpus),
         presence,
-        settings.worker_limits(_gpu_count(settings)),
+        settings.worker_limits(gpus),
     ).run(stop.is_set)
     database.close()
 

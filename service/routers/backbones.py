@@ -70,7 +70,7 @@ def download(
     response: Response,
     services: ServicesDep,
     backbone: BackboneDep,
-    body: Annotated[DownloadRequest, json_body(DownloadRequest)],
+    body: Annotated[DownloadRequest, json_body(DownloadRequest, default=True)],
 ) -> dict[str, Any]:
     """Fetch weights in the background; the backbone's `weights[].download` shows progress."""
     architecture = backbone.architecture

@@ -11,14 +11,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
 from jobs.archives import pack_artifact, unpack_artifact
-from jobs.store import models
+from jobs.store import idempotency, models
 from jobs.store.models import LATEST_ALIAS, Model, NewVersion, Version
 from models_cache.artifacts import Artifact
+from models_cache.durable import canonical_json, sha256_of_bytes
 from service.errors import NothingHere
 from service.json_body import json_body
 from service.schemas import AliasBody, AliasRequest, ModelBody, Page, VersionBody
-from service.services import After, Limit, NamePath, Services, ServicesDep, new_id
-from service.uploads import Upload, receive
+from service.services import After, IdempotencyKey, Limit, NamePath, Services, ServicesDep, new_id
+from service.uploads import receive
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -63,15 +64,19 @@ def list_versions(services: ServicesDep, name: NamePath) -> Page[VersionBody]:
 
 @router.post("/{name}/versions", status_code=201)
 async def import_version(
-    request: Request, response: Response, services: ServicesDep, name: NamePath
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    name: NamePath,
+    idempotency_key: IdempotencyKey = None,
 ) -> VersionBody:
     """Import an artifact that was downloaded as an archive; checked like a published one."""
     folder = services.settings.data_dir / "uploads"
     async with receive(request, folder, _MAX_ARCHIVE_BYTES) as upload:
-        artifact = await run_in_threadpool(_unpack, services, upload)
+        artifact = await run_in_threadpool(unpack_artifact, services.blobs, upload.path)
     # Loaded before it is published: the golden outputs must be reproduced.
     await services.inference.load(artifact.digest)
-    body = await run_in_threadpool(_publish, services, name, artifact)
+    body = await run_in_threadpool(_publish, services, name, artifact, idempotency_key)
     response.headers["Location"] = f"/v1/models/{name}/versions/{body.version}"
     return body
 
@@ -131,12 +136,11 @@ def put_alias(
     return AliasBody(model=name, alias=alias, version=body.version)
 
 
-def _unpack(services: Services, upload: Upload) -> Artifact:
-    return unpack_artifact(services.blobs, upload.path)
-
-
-def _publish(services: Services, name: str, artifact: Artifact) -> VersionBody:
+def _publish(
+    services: Services, name: str, artifact: Artifact, idempotency_key: str | None
+) -> VersionBody:
     facts = artifact.facts
+    fingerprint = sha256_of_bytes(canonical_json(["models", name, artifact.digest]))
     new = NewVersion(
         name=name,
         artifact_digest=artifact.digest,
@@ -147,7 +151,16 @@ def _publish(services: Services, name: str, artifact: Artifact) -> VersionBody:
         metrics=dict(facts.metrics),
     )
     with services.database.write() as connection:
-        version = models.publish(connection, new, promote=False)
+        known = None
+        if idempotency_key is not None:
+            known = idempotency.find(connection, idempotency_key, fingerprint)
+        if known is not None:
+            version = models.version(connection, name, int(known.rpartition("@")[2]))
+        else:
+            version = models.publish(connection, new, promote=False)
+            made = f"{name}@{version.version}"
+            if idempotency_key is not None:
+                idempotency.remember(connection, idempotency_key, fingerprint, made)
         return _version_body(version, models.aliases_of(connection, name))
 
 

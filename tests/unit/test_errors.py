@@ -21,7 +21,7 @@ from service.problems import STATUS, status_of
 _DOCS = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 _SAMPLES = {"str": "text", "int": 3, "float": 0.5, "list[dict[str, str]]": [{"pointer": "/x"}]}
 #: What goes wrong in us or in the data folder, not in a request.
-_OURS = {"internal-error", "storage-error", "blob-missing", "blob-corrupt"}
+_OURS = {"wire-malformed", "internal-error", "storage-error", "blob-missing", "blob-corrupt"}
 
 
 def _import_everything() -> None:

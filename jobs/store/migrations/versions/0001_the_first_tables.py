@@ -41,7 +41,7 @@ def upgrade() -> None:
         sa.Column("project", sa.String(length=63), nullable=False),
         sa.Column("key", sa.String(length=255), nullable=False),
         sa.Column("fingerprint", sa.String(length=64), nullable=False),
-        sa.Column("resource", sa.String(length=48), nullable=False),
+        sa.Column("resource", sa.String(length=128), nullable=False),
         sa.Column("created_at", sa.String(length=32), nullable=False),
         sa.PrimaryKeyConstraint("project", "key", name=op.f("pk_idempotency_keys")),
     )
