@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,11 @@ from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 
-SLOW = {"recipe": "finetune", "backbone": "mobilenet_v2", "parameters": {"epochs": 50}}
+SLOW: dict[str, Any] = {
+    "recipe": "finetune",
+    "backbone": "mobilenet_v2",
+    "parameters": {"epochs": 50},
+}
 
 
 @pytest.fixture(scope="module")

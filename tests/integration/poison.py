@@ -27,4 +27,3 @@ def run(spec_path: str) -> None:
             return
         progress.checkpoint(spec["attempt"])
     os.kill(os.getpid(), signal.SIGSEGV)
-

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
 from jobs.executors.local import LocalExecutor

@@ -91,7 +91,7 @@ def test_concurrent_claims_never_give_one_job_twice(database: Database) -> None:
         accept(database, f"job_{number}")
 
     def claim_some(worker: int) -> list[str]:
-        mine = []
+        mine: list[str] = []
         while (job := claim(database, f"{worker}-{len(mine)}")) is not None:
             mine.append(job.id)
         return mine
@@ -163,9 +163,13 @@ def test_event_log_has_no_gaps_and_pages(database: Database) -> None:
 
 
 def test_failed_transaction_leaves_nothing(database: Database) -> None:
-    with pytest.raises(RuntimeError), database.write() as connection:
-        jobs.accept(connection, NewJob(id="job_a", type="fine_tune", spec={}))
-        raise RuntimeError
+    def accept_and_break() -> None:
+        with database.write() as connection:
+            jobs.accept(connection, NewJob(id="job_a", type="fine_tune", spec={}))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        accept_and_break()
     with database.read() as connection, pytest.raises(JobNotFound):
         jobs.get(connection, "job_a")
 

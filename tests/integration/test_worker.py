@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.executors.local import LocalExecutor
 from jobs.presence import Presence
 from jobs.specs import Machine
-from jobs.states import JobState
+from jobs.states import JobEvent, JobState
 from jobs.store import datasets, events, jobs, workers
 from jobs.store.database import Database
 from jobs.store.jobs import Job, NewJob
@@ -39,7 +40,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 def accept(database: Database, seed: int) -> str:
-    spec = {
+    spec: dict[str, Any] = {
         "backbone": "b",
         "weights": None,
         "recipe": "scratch",
@@ -136,7 +137,7 @@ def test_cancel_while_the_child_hangs_ends_the_job_and_the_child(
     def cancel() -> None:
         until(lambda: look(database, job_id).phase == "train", 20.0)
         with database.write() as connection:
-            jobs.transition(connection, job_id, jobs.JobEvent.CANCEL)
+            jobs.transition(connection, job_id, JobEvent.CANCEL)
 
     thread = threading.Thread(target=cancel)
     thread.start()
