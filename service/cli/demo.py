@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +17,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jobs.datasets.archive import read_archive
+from jobs.datasets.limits import IngestLimits
 from service.cli.client_commands import follow_job, upload_with_bar
 from service.cli.demo_data import DemoPlan, choose_plan
 from service.cli.free_port import free_port
-from service.client import Graft, Json, wait_until_ready
+from service.client import DEFAULT_URL, Graft, Json, wait_until_ready
 from service.settings import child_environment, demo_settings
 
 MODEL = "demo"
@@ -43,10 +45,10 @@ def demo(
         plan = choose_plan(Path(folder), data, catalog, backbone, assets)
         console.print(plan.story)
         with _service(Path(folder) / "data", plan) as url, Graft(url) as graft:
-            _run(graft, url, plan)
+            _run(graft, plan)
 
 
-def _run(graft: Graft, url: str, plan: DemoPlan) -> None:
+def _run(graft: Graft, plan: DemoPlan) -> None:
     started = time.monotonic()
     dataset = upload_with_bar(graft, plan.archive, MODEL)
     uploaded = time.monotonic()
@@ -54,11 +56,13 @@ def _run(graft: Graft, url: str, plan: DemoPlan) -> None:
     job = graft.submit(dataset["id"], parameters=plan.parameters, **fields)
     job = follow_job(graft, job["id"])
     served = time.monotonic()
-    names, right, total, shown = _predict_held_out(graft, plan, dataset)
+    right, total, shown = _predict_held_out(graft, plan, dataset)
     predicted = time.monotonic()
 
     table = Table("step", "result", "seconds")
-    train, held_out = (sum(_counts(dataset, split)) for split in ("train", "val"))
+    train, held_out = (
+        dataset["splits"].get(split, {"images": 0})["images"] for split in ("train", "val")
+    )
     classes = ", ".join(dataset["classes"])
     table.add_row(
         "upload", f"{train} train + {held_out} val images of {classes}", f"{uploaded - started:.1f}"
@@ -76,29 +80,36 @@ def _run(graft: Graft, url: str, plan: DemoPlan) -> None:
     console.print(table)
     images = Table("held-out image", "is", "predicted", "score")
     for path, truth, item in shown:
-        images.add_row(path, names[truth], item["label"], f"{item['score']:.3f}")
+        images.add_row(path, truth, item["label"], f"{item['score']:.3f}")
     console.print(images)
-    console.print(_curl_lines(url, plan, dataset, fields), highlight=False, soft_wrap=True)
+    console.print(_curl_lines(plan), markup=False, highlight=False, soft_wrap=True)
 
 
 def _predict_held_out(
     graft: Graft, plan: DemoPlan, dataset: Json
-) -> tuple[dict[str, str], int, int, list[tuple[str, str, Json]]]:
+) -> tuple[int, int, list[tuple[str, str, Json]]]:
     """Predict every val image over HTTP; return counts and a few to show."""
     held_out = graft.images(dataset["id"], split="val")
+    originals = _originals(plan.archive, {item["path"] for item in held_out})
     right, results = 0, []
-    with zipfile.ZipFile(plan.archive) as archive:
-        for start in range(0, len(held_out), _BATCH_IMAGES):
-            batch = held_out[start : start + _BATCH_IMAGES]
-            content = [archive.read(item["path"]) for item in batch]
-            answer = graft.predict(MODEL, *content, top_k=1)
-            for item, prediction in zip(batch, answer["predictions"], strict=True):
-                right += prediction["label"] == item["label"]
-                results.append((item["path"], item["label"], prediction))
-    names = {name: name for name in dataset["classes"]}
+    for start in range(0, len(held_out), _BATCH_IMAGES):
+        batch = held_out[start : start + _BATCH_IMAGES]
+        answer = graft.predict(MODEL, *[originals[item["path"]] for item in batch], top_k=1)
+        for item, prediction in zip(batch, answer["predictions"], strict=True):
+            right += prediction["label"] == item["label"]
+            results.append((item["path"], item["label"], prediction))
     wrong = [result for result in results if result[2]["label"] != result[1]]
     step = max(1, len(results) // 4)
-    return names, right, len(results), [*results[::step][:4], *wrong[:3]]
+    return right, len(results), [*results[::step][:4], *wrong[:3]]
+
+
+def _originals(archive: Path, paths: set[str]) -> dict[str, bytes]:
+    """Return files of an archive as they were uploaded."""
+    return {
+        entry.name: b"".join(content)
+        for entry, content in read_archive(archive, IngestLimits())
+        if entry.name in paths
+    }
 
 
 @contextmanager
@@ -136,16 +147,12 @@ def _weights_of(job: Json) -> str:
     return "random" if weights is None else str(weights["name"])
 
 
-def _counts(dataset: Json, split: str) -> list[int]:
-    return [dataset["splits"].get(split, {}).get("images", 0)]
-
-
-def _curl_lines(url: str, plan: DemoPlan, dataset: Json, fields: Json) -> str:
+def _curl_lines(plan: DemoPlan) -> str:
+    body = {"dataset": "ds_...", "backbone": plan.backbone, "recipe": plan.recipe, "model": MODEL}
     return f"""\
-The same by hand, while `make run` serves (it prints its own address; this one was {url}):
+The same by hand, in another terminal while `make run` serves:
 
-  curl --data-binary @{plan.archive.name} "{url}/v1/datasets?name={MODEL}"
-  curl --json '{{"dataset": "{dataset["id"]}", "backbone": "{fields["backbone"]}", \
-"recipe": "{fields["recipe"]}", "model": "{MODEL}"}}' "{url}/v1/jobs"
-  curl --data-binary @photo.jpg "{url}/v1/models/{MODEL}/predict?top_k=1"
+  curl --data-binary @{plan.archive} "{DEFAULT_URL}/v1/datasets?name={MODEL}"
+  curl --json '{json.dumps(body)}' -H 'Prefer: wait=60' {DEFAULT_URL}/v1/jobs
+  curl --data-binary @photo.jpg "{DEFAULT_URL}/v1/models/{MODEL}/predict?top_k=1"
 """

@@ -104,7 +104,7 @@ def _download(url: str, path: Path) -> bool:
 
 
 def _drawn(folder: Path) -> DemoPlan:
-    """Draw discs and crosses in random colours, and train a small network from nothing."""
+    """Draw warm discs and cold crosses, and train a small network from nothing."""
     random = np.random.default_rng(0)
     path = folder / "drawings.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -127,7 +127,10 @@ def _drawing(random: np.random.Generator, label: str) -> bytes:
     size = int(random.integers(40, 72))
     left, top = (int(x) for x in random.integers(4, _DRAWN_PX - size - 4, 2))
     box = (left, top, left + size, top + size)
-    ink = tuple(int(128 + c // 2) for c in colours[1])
+    red, green, blue = (int(c) for c in colours[1])
+    ink = (255 - red // 4, green // 2, blue // 4)
+    if label == "cross":
+        ink = ink[::-1]
     if label == "disc":
         draw.ellipse(box, fill=ink)
     else:
