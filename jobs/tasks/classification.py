@@ -1,0 +1,107 @@
+"""Single-label classification: the loss, the metrics, and the evaluation that users read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+EVALUATION_FORMAT = 1
+_Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+class Classification:
+    """One class per image, C classes.
+
+    Args:
+        classes: Class names; target i means `classes[i]`.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+
+    def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        """Return the mean cross-entropy in nats of logits `[B, C]`, targets int64 `[B]`."""
+        return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+    def metrics(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return `accuracy_top1` (fraction) and `loss` (nats) of logits `[N, C]`."""
+        correct = logits.argmax(dim=1) == targets
+        return {
+            "accuracy_top1": float(correct.double().mean()),
+            "loss": float(functional.cross_entropy(logits.double(), targets)),
+        }
+
+    def rank(self, metrics: dict[str, float]) -> tuple[float, float]:
+        """Return what the better of two candidates has more of: accuracy, then likelihood."""
+        loss = metrics["loss"]
+        return metrics["accuracy_top1"], -loss if math.isfinite(loss) else -math.inf
+
+    def evaluation(
+        self, logits: Tensor, targets: Tensor, image_ids: Sequence[str], split: str
+    ) -> dict[str, Any]:
+        """Return the evaluation of a model, JSON-ready.
+
+        Args:
+            logits: float32 `[N, C]`.
+            targets: int64 `[N]`.
+            image_ids: Dataset's ids of the N images.
+            split: Which images these are.
+        """
+        count = len(self.classes)
+        scores, predicted = logits.double().softmax(dim=1).max(dim=1)
+        confusion = torch.bincount(targets * count + predicted, minlength=count * count)
+        confusion = confusion.view(count, count)  # rows: true class, columns: predicted
+        per_class = [_class_figures(name, confusion, i) for i, name in enumerate(self.classes)]
+        metrics = self.metrics(logits, targets)
+        correct = int(confusion.diagonal().sum())
+        seen = [figures["f1"] for figures in per_class if figures["support"]]
+        rows = zip(image_ids, targets.tolist(), predicted.tolist(), scores.tolist(), strict=True)
+        return {
+            "format": EVALUATION_FORMAT,
+            "split": split,
+            "images": len(targets),
+            "classes": list(self.classes),
+            **metrics,
+            "accuracy_interval_95": list(wilson_interval(correct, len(targets))),
+            "macro_f1": sum(seen) / len(seen),
+            "confusion": confusion.tolist(),
+            "per_class": per_class,
+            "predictions": [
+                {
+                    "image": image,
+                    "label": self.classes[label],
+                    "predicted": self.classes[guess],
+                    "score": score,
+                }
+                for image, label, guess, score in rows
+            ],
+        }
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a fraction that was measured as `correct` of `total`.
+
+    Source: Wilson 1927, JASA 22:209-212 (unlike the normal one it stays within 0..1).
+    """
+    fraction, z2 = correct / total, _Z_95 * _Z_95
+    centre = (fraction + z2 / (2 * total)) / (1 + z2 / total)
+    spread = _Z_95 * math.sqrt(fraction * (1 - fraction) / total + z2 / (4 * total * total))
+    half = spread / (1 + z2 / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _class_figures(name: str, confusion: Tensor, index: int) -> dict[str, Any]:
+    hits = int(confusion[index, index])
+    support, claimed = int(confusion[index].sum()), int(confusion[:, index].sum())
+    return {
+        "class": name,
+        "precision": hits / claimed if claimed else 0.0,
+        "recall": hits / support if support else 0.0,
+        "f1": 2 * hits / (support + claimed) if support + claimed else 0.0,
+        "support": support,
+    }

@@ -1,0 +1,272 @@
+"""One attempt of a fine-tuning job, from its spec to its result: the order of things.
+
+weights -> decode -> features -> head -> train -> evaluate -> publish. Recipe `head` has no phase
+`train`, recipe `scratch` neither `features` nor `head`; a checkpoint replaces these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.errors import RecipeInvalid
+from jobs.progress import ProgressWriter
+from jobs.recipes import (
+    FinetuneRecipe,
+    HeadRecipe,
+    RecipeFacts,
+    ScratchRecipe,
+    as_json,
+    resolve,
+)
+from jobs.tasks.classification import Classification
+from jobs.training.checkpoint import Checkpoint
+from jobs.training.evaluate import predict_logits
+from jobs.training.head import HeadFit, fit_head
+from jobs.training.interruption import Interruption
+from jobs.training.loop import Surroundings, TrainingData, fine_tune
+from jobs.training.optimizer import build_optimizer
+from jobs.training.outcome import TRAIN_FOLDS, Ready, Trained, publish
+from jobs.training.place import Place
+from jobs.training.sources import Backbone, decode_dataset, fetch_backbone, split_dataset
+from jobs.training.spec import TrainSpec
+from jobs.training.state import TrainingState
+from models_cache import faults
+from models_cache.artifacts import Kind
+from models_cache.backbones import (
+    Classifier,
+    has_batch_norm,
+    parameter_groups_in_depth_order,
+)
+from models_cache.classifiers import golden_images
+from models_cache.durable import canonical_json, sha256_of_bytes
+from models_cache.features import FeatureKey, choose_engine, extract_features
+
+
+def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption) -> dict[str, Any]:
+    """Run an attempt and return its result line.
+
+    Raises:
+        GraftError: A fact that the user can act on.
+        StoppedOnRequest: SIGTERM arrived; the next attempt goes on from the last checkpoint.
+    """
+    place = Place.of(spec, progress, interruption)
+    backbone = fetch_backbone(place)
+    dataset = decode_dataset(place, backbone.preprocessing)
+    data = split_dataset(place, dataset, backbone.preprocessing)
+    ready = _resolve(place, backbone, data)
+    checkpoint = _matching(place.checkpoint, ready)
+    if isinstance(ready.recipe, HeadRecipe):
+        trained = _head_only(ready)
+    else:
+        trained = _whole_network(ready, ready.recipe, checkpoint)
+    return publish(ready, trained)
+
+
+def _resolve(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
+    """Settle the recipe and the engine, and report both."""
+    spec = place.spec
+    if backbone.weights is None and spec.recipe != "scratch":
+        raise RecipeInvalid(spec.recipe, "weights", "this recipe needs pretrained weights")
+    facts = RecipeFacts(
+        train_images=len(data.train),
+        stages=len(parameter_groups_in_depth_order(backbone.module)),
+        has_batch_norm=has_batch_norm(backbone.module),
+        device=place.device.type,
+    )
+    recipe = resolve(spec.recipe, spec.parameters, facts)
+    probe = torch.from_numpy(golden_images(backbone.preprocessing.crop_px)).to(place.device)
+    engine = choose_engine(backbone.module, probe, backbone.preprocessing)
+    task = Classification(data.dataset.manifest.classes)
+    ready = Ready(place, backbone, data, task, recipe, engine)
+    place.progress.resolved(
+        {
+            "recipe": {"name": spec.recipe, "parameters": as_json(recipe)},
+            "weights": backbone.weights,
+            "preprocessing": backbone.preprocessing.as_json(),
+            "numerics": ready.numerics,
+            "seed": spec.seed,
+        }
+    )
+    return ready
+
+
+def _configuration(ready: Ready) -> str:
+    """Return the hash of what a checkpoint must have in common with an attempt to be its own."""
+    spec, weights = ready.place.spec, ready.backbone.weights
+    parts = {
+        "dataset": ready.data.dataset.manifest.digest,
+        "architecture": spec.architecture,
+        "weights": None if weights is None else weights["sha256"],
+        "preprocessing": ready.backbone.preprocessing.digest,
+        "recipe": as_json(ready.recipe),
+        "seed": spec.seed,
+        "numerics": ready.numerics,
+    }
+    return sha256_of_bytes(canonical_json(parts))
+
+
+def _matching(checkpoint: Checkpoint | None, ready: Ready) -> Checkpoint | None:
+    if checkpoint is None or isinstance(ready.recipe, HeadRecipe):
+        return None
+    if checkpoint.facts.get("config") == _configuration(ready):
+        ready.place.progress.log(f"going on from the checkpoint of step {checkpoint.step}")
+        return checkpoint
+    ready.place.interruption.has_model = False
+    ready.place.progress.warning(
+        "checkpoint-ignored", "the checkpoint is of another configuration; starting again"
+    )
+    return None
+
+
+def _features(ready: Ready) -> Tensor:
+    """Phase `features`: float32 `[N, D]` of all images, from the cache if they are there."""
+    place, dataset, preprocessing = ready.place, ready.data.dataset, ready.backbone.preprocessing
+    place.begin("features")
+    weights, batch = ready.backbone.weights, ready.recipe.batch_size
+    assert weights is not None, "features of random weights are not cached"
+    key = FeatureKey(
+        dataset.manifest.digest,
+        place.spec.architecture,
+        weights["sha256"],
+        preprocessing.digest,
+        ready.numerics,
+    )
+    count = len(dataset.manifest.images)
+    features = place.features.read(key)
+    if features is None or features.shape != (count, ready.backbone.width):
+        with place.memory_for(batch):
+            features = extract_features(ready.engine, _crops(ready, count, batch), preprocessing)
+        place.features.write(key, features)
+    place.progress.progress("images", count, count)
+    return features
+
+
+def _crops(ready: Ready, count: int, batch: int) -> Iterator[Tensor]:
+    """Yield what the network is shown of all images, uint8 `[B, crop, crop, 3]`."""
+    for start in range(0, count, batch):
+        ready.place.advance("images", start, count)
+        chosen = range(start, min(start + batch, count))
+        yield ready.data.dataset.center_crops(chosen, ready.backbone.preprocessing.crop_px)
+
+
+def _fit(ready: Ready, features: Tensor) -> HeadFit:
+    """Phase `head`: the linear classifier, its penalty by cross-validation."""
+    data, recipe = ready.data, ready.recipe
+    ready.place.begin("head")
+    if isinstance(recipe, FinetuneRecipe):
+        recipe = HeadRecipe(folds=recipe.head_folds, max_iterations=recipe.head_max_iterations)
+    assert isinstance(recipe, HeadRecipe)
+    train = torch.from_numpy(data.train)
+    fit = fit_head(
+        features[train].to(ready.place.device),
+        ready.labels[train],
+        data.dataset.contents(data.train),
+        len(ready.task.classes),
+        recipe,
+    )
+    ready.place.interruption.has_model = True
+    return fit
+
+
+def _cross_validated(ready: Ready, fit: HeadFit) -> dict[str, float]:
+    metrics = ready.task.metrics(fit.out_of_fold_logits, ready.targets(ready.data.train))
+    return {**{f"cv/{name}": value for name, value in metrics.items()}, "head/l2": fit.l2}
+
+
+def _classifier(ready: Ready, fit: HeadFit | None = None) -> Classifier:
+    """Return a classifier on the attempt's backbone, with the fitted head or a zero one."""
+    model = Classifier(ready.backbone.module, ready.backbone.width, len(ready.task.classes))
+    if fit is not None:
+        model.head.load_state_dict(fit.head.state_dict())
+    model.to(ready.place.device)
+    return model
+
+
+def _head_only(ready: Ready) -> Trained:
+    """Recipe `head`: everything is measured on the cached features."""
+    features = _features(ready)
+    fit = _fit(ready, features)
+    train = torch.from_numpy(ready.data.train)
+    with torch.inference_mode():
+        all_logits = fit.head(features)  # [N, C]
+    fitted = ready.task.metrics(all_logits[train], ready.labels[train])
+    metrics = {f"train/{name}": value for name, value in fitted.items()}
+    metrics |= _cross_validated(ready, fit)
+    logits = {name: all_logits[torch.from_numpy(i)] for name, i in ready.judged().items()}
+    if not logits:  # no image is held out: each is judged by a head that did not see it
+        logits = {TRAIN_FOLDS: fit.out_of_fold_logits}
+    return Trained(_classifier(ready, fit).eval(), "head", logits, metrics)
+
+
+def _whole_network(
+    ready: Ready, recipe: FinetuneRecipe | ScratchRecipe, checkpoint: Checkpoint | None
+) -> Trained:
+    """Recipes `finetune` and `scratch`."""
+    place = ready.place
+    state, first_metrics = _first_state(ready, recipe, checkpoint)
+    place.interruption.has_model = True
+    save = _saver(ready, first_metrics)
+    if checkpoint is None:
+        save(state)
+        faults.reach("train.after_head")
+    place.begin("train")
+    dtype = getattr(torch, place.numerics.training_dtype)
+    around = Surroundings(
+        place.spec.seed, dtype, place.progress, place.interruption, save,
+        place.spec.checkpoint_steps,
+    )  # fmt: skip
+    with place.memory_for(recipe.batch_size):
+        fine_tune(state, ready.task, ready.data, recipe, around)
+    place.begin("evaluate")
+    logits = {
+        name: predict_logits(
+            state.model, ready.data.dataset, indices, ready.data.preprocessing, recipe.batch_size
+        )
+        for name, indices in ready.judged().items()
+    }
+    # Candidate 0 is the fitted head on the untouched backbone: it can be stored as just that.
+    kind: Kind = "head" if state.best_step == 0 and ready.backbone.weights else "whole"
+    facts = {"steps": state.step, "best_step": state.best_step}
+    return Trained(state.model, kind, logits, first_metrics, facts)
+
+
+def _saver(ready: Ready, first_metrics: dict[str, float]) -> Callable[[TrainingState], None]:
+    """Return what writes a checkpoint of a state durably and reports it."""
+    place, configuration = ready.place, _configuration(ready)
+
+    def save(state: TrainingState) -> None:
+        facts = {
+            **state.facts(),
+            "config": configuration,
+            "recipe": as_json(ready.recipe),
+            "threads": place.numerics.threads,
+            "seed": place.spec.seed,
+            "elapsed_seconds": place.interruption.elapsed_seconds,
+            "first_metrics": first_metrics,
+        }
+        place.checkpoints.save(state.tensors(), facts)
+        place.progress.checkpoint(state.step)
+
+    return save
+
+
+def _first_state(
+    ready: Ready, recipe: FinetuneRecipe | ScratchRecipe, checkpoint: Checkpoint | None
+) -> tuple[TrainingState, dict[str, float]]:
+    """Return the state to train from, and the figures of the head phase."""
+    metrics: dict[str, float] = {}
+    fit = None
+    if checkpoint is None and isinstance(recipe, FinetuneRecipe):
+        fit = _fit(ready, _features(ready))
+        metrics = _cross_validated(ready, fit)
+    model = _classifier(ready, fit)
+    state = TrainingState(model, build_optimizer(model, recipe))
+    if checkpoint is not None:
+        state.restore(checkpoint.tensors(), checkpoint.facts)
+        ready.place.interruption.resume_after(float(checkpoint.facts["elapsed_seconds"]))
+        metrics = dict(checkpoint.facts["first_metrics"])
+    return state, metrics

@@ -1,0 +1,54 @@
+"""Where an attempt computes, and with which numerics: decided once, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torchvision
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What decides the last bits of a result: part of receipts and of the feature-cache key.
+
+    Args:
+        torch: Version of torch.
+        torchvision: Version of torchvision.
+        device: `cpu`, or the name of the accelerator.
+        threads: CPU threads of one operation; 1 and 2 give different sums.
+        dtype: Type of frozen forward passes.
+        training_dtype: Type of forward passes that are learned from.
+    """
+
+    torch: str
+    torchvision: str
+    device: str
+    threads: int
+    dtype: str = "float32"
+    training_dtype: str = "float32"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+
+def set_up(device: torch.device, threads: int) -> Numerics:
+    """Fix threads and precision of this process and return what they are.
+
+    Called before the first operation: the number of threads cannot change afterwards without
+    changing results.
+    """
+    torch.set_num_threads(max(1, threads))
+    # Full float32 in convolutions: with TF32 a model would not reproduce its golden outputs on
+    # a CPU. What is learned from runs in bfloat16 on CUDA.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False  # picking kernels by timing is not reproducible
+    return Numerics(
+        torch=torch.__version__,
+        torchvision=torchvision.__version__,
+        device="cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        threads=torch.get_num_threads(),
+        training_dtype="float32" if device.type == "cpu" else "bfloat16",
+    )

@@ -1,0 +1,60 @@
+"""Which parameters learn, how fast, and which layers keep their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from jobs.recipes import FinetuneRecipe, ScratchRecipe
+from models_cache.backbones import Classifier, parameter_groups_in_depth_order
+
+_PEAK = "peak_learning_rate"  # of a parameter group, before the schedule's factor
+
+
+def build_optimizer(
+    model: Classifier, recipe: FinetuneRecipe | ScratchRecipe
+) -> torch.optim.Optimizer:
+    """Return AdamW over the stages that learn; the others are frozen here.
+
+    Learning rates fall by `layer_decay` from each stage to the one before it. Biases and
+    normalisation are not decayed: pulling them to zero regularises nothing.
+    """
+    stages = parameter_groups_in_depth_order(model.backbone)
+    tuned = recipe.tune if isinstance(recipe, FinetuneRecipe) else len(stages)
+    groups = list(_groups(list(model.head.parameters()), recipe.lr_head, recipe.weight_decay))
+    for depth, parameters in enumerate(reversed(stages)):
+        if depth < tuned:
+            rate = recipe.lr_backbone * recipe.layer_decay**depth
+            groups.extend(_groups(parameters, rate, recipe.weight_decay))
+        for parameter in parameters:
+            parameter.requires_grad_(depth < tuned)
+    return torch.optim.AdamW(groups)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every learning rate to its peak times the schedule's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group[_PEAK] * factor
+
+
+def prepare_modules(model: Classifier, recipe: FinetuneRecipe | ScratchRecipe) -> None:
+    """Put the model in training mode, as far as the recipe says."""
+    model.train()
+    if recipe.batch_norm == "eval":
+        for module in model.modules():
+            # BatchNorm keeps its statistics: those of a few images per batch are noise
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def _groups(
+    parameters: list[nn.Parameter], rate: float, weight_decay: float
+) -> Iterator[dict[str, Any]]:
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
+    for chosen, decay in ((matrices, weight_decay), (vectors, 0.0)):
+        if chosen:
+            yield {"params": chosen, "lr": rate, _PEAK: rate, "weight_decay": decay}

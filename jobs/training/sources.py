@@ -1,0 +1,127 @@
+"""What an attempt starts from: the pretrained network, the decoded images, and their splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from jobs.datasets.loading import LoadedDataset, load_dataset
+from jobs.datasets.manifest import TRAIN, VAL, Manifest
+from jobs.training.head import assign_folds
+from jobs.training.loop import TrainingData
+from jobs.training.place import Place
+from models_cache.backbones import build_backbone, feature_width
+from models_cache.catalogue import Catalogue, WeightsInfo
+from models_cache.errors import WeightsUnavailable, WeightsUnverifiable
+from models_cache.features import freeze
+from models_cache.pixels import PixelKey
+from models_cache.preprocessing import Preprocessing
+from models_cache.weights import WeightsVault
+
+_HOLDOUT_FOLDS = 5  # without a val split one fold of the training images stands in for it
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network and where its weights come from.
+
+    Args:
+        module: In eval mode, channels-last, on the attempt's device.
+        width: Length of its features, D.
+        preprocessing: What its weights expect of an image.
+        weights: What receipts and artifacts say of the file; None for random weights.
+    """
+
+    module: nn.Module
+    width: int
+    preprocessing: Preprocessing
+    weights: dict[str, Any] | None
+
+
+def fetch_backbone(place: Place) -> Backbone:
+    """Phase `weights`: have the verified file, and the network with its values.
+
+    Raises:
+        WeightsError: The weights are unknown, cannot be had or do not fit.
+    """
+    spec = place.spec
+    place.begin("weights")
+    width = feature_width(spec.architecture)
+    if spec.weights is None or spec.recipe == "scratch":
+        torch.manual_seed(spec.seed)
+        module = build_backbone(spec.architecture)
+        return Backbone(freeze(module, place.device), width, Preprocessing(), None)
+    vault = WeightsVault(
+        spec.data_folder / "weights", sources=list(spec.weights_sources), offline=spec.offline
+    )
+    info, path = _first_available(place, vault)
+    module = build_backbone(spec.architecture, weights_path=path, has_head=info.has_head)
+    described = {
+        "name": info.name,
+        "file": info.file,
+        "sha256": vault.sha256_of(info),
+        "has_head": info.has_head,
+        "license": info.license,
+        "source": info.source,
+    }
+    return Backbone(freeze(module, place.device), width, info.preprocessing, described)
+
+
+def _first_available(place: Place, vault: WeightsVault) -> tuple[WeightsInfo, Any]:
+    """Return the first of the weights that can be had, and its file."""
+    spec = place.spec
+    assert spec.weights is not None
+    catalogue = Catalogue.load(extra_files=spec.weights_catalogues)
+    candidates = catalogue.candidates(spec.architecture, spec.weights, have=vault.have)
+    for info in candidates[:-1]:
+        try:
+            return info, vault.ensure(info, lambda done, total: _count_bytes(place, done, total))
+        except (WeightsUnavailable, WeightsUnverifiable) as error:
+            place.progress.log(f"{info.name}: {error}; trying the next weights")
+    last = candidates[-1]
+    return last, vault.ensure(last, lambda done, total: _count_bytes(place, done, total))
+
+
+def _count_bytes(place: Place, done: int, total: int | None) -> None:
+    place.advance("bytes", done, total)
+
+
+def decode_dataset(place: Place, preprocessing: Preprocessing) -> LoadedDataset:
+    """Phase `decode`: the images at the size the weights want; instant if ingest packed them."""
+    place.begin("decode")
+    manifest = Manifest.load(place.blobs, place.spec.manifest_sha256)
+    key = PixelKey(manifest.digest, preprocessing.resize_px, preprocessing.interpolation)
+    return load_dataset(
+        place.blobs, place.pixels, manifest, key, place.numerics.threads,
+        lambda done, total: place.advance("images", done, total),
+    )  # fmt: skip
+
+
+def split_dataset(
+    place: Place, dataset: LoadedDataset, preprocessing: Preprocessing
+) -> TrainingData:
+    """Return what is learned from and what candidates are compared on.
+
+    Recipe `head` learns from all training images and, without a val split, is judged by
+    cross-validation; a recipe with epochs needs images that it never sees, so one fold of the
+    training images is held out.
+    """
+    train, val = dataset.indices(TRAIN), dataset.indices(VAL)
+    if len(val) or place.spec.recipe == "head":
+        if not len(val):
+            place.progress.warning("no-val-images", "there is no val split: judged out of fold")
+        return TrainingData(dataset, train, val, preprocessing)
+    labels = dataset.labels[torch.from_numpy(train)].tolist()
+    folds: NDArray[np.int64] = assign_folds(labels, dataset.contents(train), _HOLDOUT_FOLDS).numpy()
+    learned = train[folds != 0] if (folds != 0).any() else train
+    held_out = train[folds == 0]
+    place.progress.warning(
+        "no-val-images",
+        f"there is no val split: {len(held_out)} of {len(train)} training images are held out",
+    )
+    return TrainingData(dataset, learned, held_out, preprocessing, held_out_name="holdout")

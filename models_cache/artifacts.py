@@ -1,0 +1,282 @@
+"""The published form of a model: `artifact.json` and two safetensors files, all blobs.
+
+`artifact.json` holds every fact (format, task, architecture, weights, preprocessing, classes,
+metrics, lineage, numerics) and the hashes of the other files; its own hash is the artifact's
+digest, so a digest fixes every byte. Nothing here needs torch: the api reads, checks, packs and
+imports artifacts; `models_cache.classifiers` turns them into modules.
+
+Two kinds. `head`: `model.safetensors` holds `head.weight` `[C, D]` and `head.bias` `[C]`, and the
+backbone is the verified pretrained file `weights["sha256"]`. `whole`: it holds the state of the
+whole classifier, keys `backbone.*` and `head.*`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from models_cache.blobs import Blob, BlobStore
+from models_cache.durable import canonical_json, sha256_of_bytes
+from models_cache.errors import ArtifactMalformed
+from models_cache.preprocessing import Preprocessing
+
+FORMAT = 1
+FACTS_FILE = "artifact.json"
+MODEL_FILE = "model.safetensors"
+GOLDEN_FILE = "golden.safetensors"
+
+_MAX_FACTS_BYTES = 16 << 20
+_MAX_CLASSES = 100_000
+
+_JSON_TYPES = {
+    "architecture": str,
+    "preprocessing": dict,
+    "classes": list,
+    "feature_width": int,
+    "metrics": dict,
+    "lineage": dict,
+    "numerics": dict,
+}
+
+Arrays = Mapping[str, NDArray[Any]]
+Kind = Literal["head", "whole"]
+
+
+@dataclass(frozen=True)
+class ArtifactFacts:
+    """What `artifact.json` says besides its format and files.
+
+    Args:
+        task: Task type, `classification`.
+        architecture: torchvision's builder of the backbone.
+        kind: Whether `model.safetensors` holds the head or everything.
+        weights: The pretrained file: `name`, `sha256`, `file`, `has_head`, ...; None from scratch.
+        preprocessing: What turns an upright image into input.
+        classes: Class names; logit i belongs to `classes[i]`.
+        feature_width: Numbers per image that the backbone gives, D.
+        metrics: Figures measured on held-out images.
+        lineage: Job, data set, recipe and code version it came from.
+        numerics: Versions, device and engine it was made with.
+    """
+
+    task: str
+    architecture: str
+    kind: Kind
+    weights: dict[str, Any] | None
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    feature_width: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    lineage: dict[str, Any] = field(default_factory=dict)
+    numerics: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON form; `from_json` reads it."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            **plain,
+            "preprocessing": self.preprocessing.as_json(),
+            "classes": list(self.classes),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ArtifactFacts:
+        """Rebuild from `as_json`'s form; `KeyError`, `TypeError` or `ValueError` if it is none."""
+        for key, kind in _JSON_TYPES.items():
+            if not isinstance(value[key], kind):
+                raise TypeError(f"{key} is {value[key]!r:.100}, not a {kind.__name__}")
+        if not all(isinstance(name, str) and name for name in value["classes"]):
+            raise ValueError("a class name is not a text")
+        facts = cls(
+            task=str(value["task"]),
+            architecture=str(value["architecture"]),
+            kind=value["kind"],
+            weights=None if value["weights"] is None else dict(value["weights"]),
+            preprocessing=Preprocessing.from_json(value["preprocessing"]),
+            classes=tuple(value["classes"]),
+            feature_width=value["feature_width"],
+            metrics={str(k): float(v) for k, v in dict(value["metrics"]).items()},
+            lineage=dict(value["lineage"]),
+            numerics=dict(value["numerics"]),
+        )
+        facts._check()
+        return facts
+
+    def _check(self) -> None:
+        """Raise `ValueError` for facts that cannot be a model's."""
+        if self.task != "classification" or self.kind not in ("head", "whole"):
+            raise ValueError(f"unknown task {self.task!r} or kind {self.kind!r}")
+        if self.kind == "head" and (self.weights is None or "sha256" not in self.weights):
+            raise ValueError("a head needs the sha256 of its backbone's weights")
+        if not 1 <= len(self.classes) <= _MAX_CLASSES or len(set(self.classes)) < len(self.classes):
+            raise ValueError("class names are missing, too many or not unique")
+        if isinstance(self.feature_width, bool) or self.feature_width < 1:
+            raise ValueError(f"feature width {self.feature_width!r} is not a positive whole number")
+        if not all(map(math.isfinite, self.metrics.values())):
+            raise ValueError("a metric is not finite")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An immutable, published model.
+
+    Args:
+        digest: SHA-256 of the canonical bytes of `artifact.json`.
+        facts: What `artifact.json` says.
+        files: `artifact.json`, `model.safetensors`, `golden.safetensors` by name.
+    """
+
+    digest: str
+    facts: ArtifactFacts
+    files: dict[str, Blob]
+
+    @property
+    def backbone_key(self) -> tuple[str, str, str]:
+        """Architecture, sha256 of the backbone's tensors, preprocessing digest.
+
+        Artifacts with equal keys share one loaded backbone; a whole model is alone with its own.
+        """
+        whole = self.facts.kind == "whole" or self.facts.weights is None
+        weights = self.facts.weights or {}
+        sha256 = self.files[MODEL_FILE].sha256 if whole else str(weights["sha256"])
+        return self.facts.architecture, sha256, self.facts.preprocessing.digest
+
+    def files_as_json(self) -> dict[str, dict[str, str | int]]:
+        """Return `{name: {"sha256", "size"}}`: how results and rows point to the files."""
+        return {name: blob.as_json() for name, blob in self.files.items()}
+
+
+def write_artifact(
+    blobs: BlobStore, facts: ArtifactFacts, model: Arrays, golden: Arrays
+) -> Artifact:
+    """Store the files of an artifact durably and return it.
+
+    Args:
+        blobs: Where the files go.
+        facts: What `artifact.json` will say.
+        model: Tensors of `model.safetensors` by name, as its kind wants them.
+        golden: `images` uint8 `[G, crop, crop, 3]`, `features` float32 `[G, D]` and `logits`
+            float32 `[G, C]`: outputs that a loaded model must reproduce.
+    """
+    parts = {
+        MODEL_FILE: blobs.put_bytes(_tensor_bytes(model)),
+        GOLDEN_FILE: blobs.put_bytes(_tensor_bytes(golden)),
+    }
+    listed = {name: blob.as_json() for name, blob in parts.items()}
+    data = canonical_json({"format": FORMAT, **facts.as_json(), "files": listed})
+    described = blobs.put_bytes(data)
+    return Artifact(described.sha256, facts, {FACTS_FILE: described, **parts})
+
+
+def read_artifact(blobs: BlobStore, digest: str) -> Artifact:
+    """Return the artifact of a digest; every file's bytes are checked against their hash.
+
+    Raises:
+        BlobMissing: A file is not in the store.
+        BlobCorrupt: A file's bytes changed on disk.
+        ArtifactMalformed: The files are no artifact of a format this version knows.
+    """
+    data = blobs.read(digest)
+    artifact = parse_artifact(data)
+    if artifact.digest != digest:
+        raise ArtifactMalformed(f"{FACTS_FILE} is not in its canonical form")
+    for blob in artifact.files.values():
+        blobs.verify(blob.sha256)
+    return artifact
+
+
+def parse_artifact(data: bytes) -> Artifact:
+    """Return the artifact that the bytes of an `artifact.json` describe; opens no other file.
+
+    Raises:
+        ArtifactMalformed: The bytes are no `artifact.json` of a format this version knows.
+    """
+    try:
+        if len(data) > _MAX_FACTS_BYTES:
+            raise ValueError(f"{FACTS_FILE} is larger than {_MAX_FACTS_BYTES} bytes")
+        value = json.loads(data)
+        if value["format"] != FORMAT:
+            raise ValueError(f"format {value['format']!r} is not {FORMAT}")
+        if set(value["files"]) != {MODEL_FILE, GOLDEN_FILE}:
+            raise ValueError(f"files are {sorted(value['files'])}")
+        files = {
+            name: Blob(str(entry["sha256"]), int(entry["size"]))
+            for name, entry in value["files"].items()
+        }
+        facts = ArtifactFacts.from_json(value)
+        canonical = canonical_json(value)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactMalformed(str(error) or type(error).__name__) from error
+    described = Blob(sha256_of_bytes(canonical), len(canonical))
+    return Artifact(described.sha256, facts, {FACTS_FILE: described, **files})
+
+
+def verify_artifact(blobs: BlobStore, digest: str) -> Artifact:
+    """Return the artifact after checking its tensors too: names, shapes, types, finite values.
+
+    What is done once for an imported artifact, before it may be published.
+
+    Raises:
+        BlobMissing: A file is not in the store.
+        BlobCorrupt: A file's bytes changed on disk.
+        ArtifactMalformed: Facts and tensors do not fit together.
+    """
+    artifact = read_artifact(blobs, digest)
+    facts = artifact.facts
+    classes, width, crop = len(facts.classes), facts.feature_width, facts.preprocessing.crop_px
+    model, golden = read_model(blobs, artifact), read_golden(blobs, artifact)
+    names = set(model)
+    if facts.kind == "head" and names != {"head.weight", "head.bias"}:
+        raise ArtifactMalformed(f"a head's tensors are named {sorted(names)[:5]}")
+    _expect("head.weight", model.get("head.weight"), (classes, width), np.float32)
+    _expect("head.bias", model.get("head.bias"), (classes,), np.float32)
+    shown = len(golden["images"]) if "images" in golden else 0
+    _expect("images", golden.get("images"), (max(1, shown), crop, crop, 3), np.uint8)
+    _expect("features", golden.get("features"), (shown, width), np.float32)
+    _expect("logits", golden.get("logits"), (shown, classes), np.float32)
+    for name, array in (*model.items(), *golden.items()):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ArtifactMalformed(f"tensor {name} holds values that are not finite")
+    return artifact
+
+
+def read_model(blobs: BlobStore, artifact: Artifact) -> dict[str, NDArray[Any]]:
+    """Return the tensors of `model.safetensors` by name; hash checked."""
+    return _arrays(blobs, artifact, MODEL_FILE)
+
+
+def read_golden(blobs: BlobStore, artifact: Artifact) -> dict[str, NDArray[Any]]:
+    """Return the tensors of `golden.safetensors`: `images`, `features`, `logits`; hash checked."""
+    return _arrays(blobs, artifact, GOLDEN_FILE)
+
+
+def _arrays(blobs: BlobStore, artifact: Artifact, name: str) -> dict[str, NDArray[Any]]:
+    data = blobs.read(artifact.files[name].sha256)
+    try:
+        arrays: dict[str, NDArray[Any]] = safetensors.numpy.load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactMalformed(f"{name}: {error}") from error
+    return arrays
+
+
+def _tensor_bytes(arrays: Arrays) -> bytes:
+    # Strided views would be written in memory order, that is, wrong: make them contiguous.
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    data: bytes = safetensors.numpy.save(contiguous)
+    return data
+
+
+def _expect(
+    name: str, array: NDArray[Any] | None, shape: tuple[int, ...], dtype: type[np.generic]
+) -> None:
+    if array is None or array.shape != shape or array.dtype != dtype:
+        found = "missing" if array is None else f"{array.dtype}{list(array.shape)}"
+        raise ArtifactMalformed(f"tensor {name} is {found}, not {dtype.__name__}{list(shape)}")

@@ -1,0 +1,151 @@
+"""Artifacts into modules and back: what training stores is what serving loads.
+
+The only place that knows the names of tensors inside `model.safetensors` and how golden outputs
+are made and compared.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models_cache.artifacts import Artifact, Kind, read_golden, read_model
+from models_cache.backbones import Classifier, build_backbone
+from models_cache.blobs import BlobStore
+from models_cache.errors import ArtifactGoldenMismatch, ArtifactMalformed
+from models_cache.features import normalised
+from models_cache.preprocessing import Preprocessing
+
+GOLDEN_IMAGES = 2
+# Engines, batch sizes and thread counts change logits by about 1e-5; another resize, mean or
+# channel order by far more than this. Relative to the largest logit where that exceeds 1.
+GOLDEN_TOLERANCE = 1e-3
+
+_HEAD = "head."
+
+
+def load_classifier(artifact: Artifact, blobs: BlobStore, weights_path: Path | None) -> Classifier:
+    """Build the classifier of an artifact, in eval mode on the CPU.
+
+    Args:
+        artifact: What to load.
+        blobs: Where its files are.
+        weights_path: The verified pretrained file, for kind `head`; otherwise not read.
+
+    Raises:
+        ArtifactMalformed: Its tensors do not fit its architecture.
+        WeightsError: The pretrained file cannot be used.
+    """
+    facts = artifact.facts
+    tensors = _tensors(read_model(blobs, artifact))
+    if facts.kind == "head":
+        if weights_path is None or facts.weights is None:
+            raise ArtifactMalformed("a head needs the weights file of its backbone")
+        has_head = bool(facts.weights.get("has_head", True))
+        backbone = build_backbone(facts.architecture, weights_path=weights_path, has_head=has_head)
+    else:
+        backbone = build_backbone(facts.architecture, input_px=facts.preprocessing.crop_px)
+    classifier = Classifier(backbone, facts.feature_width, len(facts.classes))
+    _load_tensors(classifier.head if facts.kind == "head" else classifier, tensors, facts.kind)
+    return classifier.eval()
+
+
+def load_head(artifact: Artifact, blobs: BlobStore) -> nn.Linear:
+    """Return the head of an artifact of either kind, on the CPU."""
+    facts = artifact.facts
+    tensors = _tensors(read_model(blobs, artifact))
+    head = nn.Linear(facts.feature_width, len(facts.classes))
+    own = {name: value for name, value in tensors.items() if name.startswith(_HEAD)}
+    _load_tensors(head, own, "head")
+    return head.eval()
+
+
+def tensors_to_publish(classifier: Classifier, kind: Kind) -> dict[str, NDArray[Any]]:
+    """Return the arrays of `model.safetensors` for a trained classifier."""
+    return {
+        name: value.detach().cpu().contiguous().numpy()
+        for name, value in classifier.state_dict().items()
+        if kind == "whole" or name.startswith(_HEAD)
+    }
+
+
+def golden_outputs(classifier: Classifier, preprocessing: Preprocessing) -> dict[str, NDArray[Any]]:
+    """Return what `golden.safetensors` holds: drawn images and what the classifier makes of them.
+
+    The images are drawn from a fixed seed: no photograph of a user leaves with an artifact.
+
+    Args:
+        classifier: In eval mode, on any device.
+        preprocessing: Its size, mean and std.
+    """
+    images = golden_images(preprocessing.crop_px)
+    features, logits = _outputs(classifier, torch.from_numpy(images), preprocessing)
+    return {"images": images, "features": features.numpy(), "logits": logits.numpy()}
+
+
+def golden_images(crop_px: int) -> NDArray[np.uint8]:
+    """Draw the golden images, uint8 `[G, crop, crop, 3]`: coloured waves under fine noise."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    y, x = np.mgrid[:crop_px, :crop_px][..., None] / crop_px  # each [crop, crop, 1]
+    images = []
+    for _ in range(GOLDEN_IMAGES):
+        frequency, phase = generator.uniform(1, 9, (2, 3)), generator.uniform(0, 6.3, (2, 3))
+        waves = np.sin(6.3 * frequency[0] * y + phase[0]) + np.sin(
+            6.3 * frequency[1] * x + phase[1]
+        )
+        noise = generator.normal(0, 0.1, (crop_px, crop_px, 3))
+        images.append(np.clip(127.5 + 60 * waves + 60 * noise, 0, 255).astype(np.uint8))
+    return np.stack(images)
+
+
+def check_golden(classifier: Classifier, artifact: Artifact, blobs: BlobStore) -> None:
+    """Check that a loaded classifier gives the outputs stored with its artifact.
+
+    Args:
+        classifier: In eval mode, on any device; its backbone may be shared with others.
+        artifact: What it was loaded from.
+        blobs: Where the artifact's files are.
+
+    Raises:
+        ArtifactGoldenMismatch: Logits differ by more than `GOLDEN_TOLERANCE`.
+        ArtifactMalformed: The stored outputs are not those of such a classifier.
+    """
+    golden = read_golden(blobs, artifact)
+    try:
+        images, stored = torch.from_numpy(golden["images"]), torch.from_numpy(golden["logits"])
+        _, logits = _outputs(classifier, images, artifact.facts.preprocessing)
+        difference = float((logits - stored).abs().max())
+        tolerance = GOLDEN_TOLERANCE * max(1.0, float(stored.abs().max()))
+    except (KeyError, RuntimeError, TypeError, IndexError) as error:
+        raise ArtifactMalformed(f"golden outputs: {error}") from error
+    if not difference <= tolerance:  # also true for NaN
+        raise ArtifactGoldenMismatch(difference, tolerance)
+
+
+@torch.inference_mode()
+def _outputs(
+    classifier: Classifier, pixels: Tensor, preprocessing: Preprocessing
+) -> tuple[Tensor, Tensor]:
+    """Return features `[B, D]` and logits `[B, C]`, float32 on the CPU."""
+    batch = normalised(pixels.to(classifier.head.weight.device), preprocessing)
+    features: Tensor = classifier.backbone(batch)
+    logits: Tensor = classifier.head(features)
+    return features.float().cpu().clone(), logits.float().cpu().clone()
+
+
+def _tensors(arrays: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _load_tensors(module: nn.Module, tensors: dict[str, Tensor], kind: Kind) -> None:
+    if kind == "head":
+        tensors = {name.removeprefix(_HEAD): value for name, value in tensors.items()}
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ArtifactMalformed(str(error)[:500]) from error

@@ -1,0 +1,152 @@
+"""A killed training goes on and ends with the same bits as one that was never interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.training.checkpoint import Checkpoints
+from models_cache.durable import sha256_of_bytes
+from tests.training_jobs import (
+    TrainingChildren,
+    TrainingJob,
+    store_dataset,
+    training_spec,
+    write_catalogue,
+)
+
+pytestmark = pytest.mark.slow
+
+_STEPS = 6  # 12 training images, 4 per batch, 2 epochs
+# mobilenet_v3_small: BatchNorm, Dropout, convolutions and a linear layer before the head.
+_ARCHITECTURE = "mobilenet_v3_small"
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[TrainingChildren]:
+    children = TrainingChildren()
+    yield children
+    children.close()
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def spec(data_folder: Path) -> dict[str, object]:
+    manifest = store_dataset(data_folder, {"train": 6, "val": 3})
+    return training_spec(
+        manifest,
+        write_catalogue(data_folder / "source", _ARCHITECTURE),
+        architecture=_ARCHITECTURE,
+        recipe="finetune",
+        parameters={
+            "epochs": 2,
+            "batch_size": 4,
+            "lr_head": 1e-2,
+            "lr_backbone": 1e-3,
+            "batch_norm": "train",
+        },
+        checkpoint_steps=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    children: TrainingChildren, data_folder: Path, spec: dict[str, object]
+) -> dict[str, object]:
+    job = TrainingJob(data_folder, "job_whole", dict(spec))
+    assert job.run(children) == 0
+    return outcome(job)
+
+
+def outcome(job: TrainingJob) -> dict[str, object]:
+    """Return what must be equal: the published tensors and all of the last state."""
+    last = Checkpoints(job.run_folder / "checkpoints").newest()
+    assert last is not None
+    assert last.step == _STEPS
+    tensors = last.tensors()
+    state = {name: sha256_of_bytes(value.numpy().tobytes()) for name, value in tensors.items()}
+    return {"published": job.result()["artifact"]["files"]["model.safetensors"], "state": state}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "train.after_head=kill",
+        "train.step:0=kill",
+        "train.step:1=kill,train.step:4=kill",
+        "train.step:3=kill,checkpoint.before_fsync=kill",
+        "train.step:5=kill,checkpoint.before_rename=kill,checkpoint.json.before_rename=kill",
+    ],
+)
+def test_killed_training_ends_with_the_bits_of_an_uninterrupted_one(
+    children: TrainingChildren,
+    data_folder: Path,
+    spec: dict[str, object],
+    uninterrupted: dict[str, object],
+    fault: str,
+) -> None:
+    job = TrainingJob(data_folder, f"job_{sha256_of_bytes(fault.encode())[:8]}", dict(spec))
+    kills = fault.count("kill")
+    for _ in range(kills):
+        assert job.run(children, fault) == -9
+    # Another machine's thread count must not matter: the recorded one is used.
+    job.spec["threads"] = 2
+    assert job.run(children, fault) == 0
+    assert outcome(job) == uninterrupted
+
+
+def test_a_damaged_checkpoint_costs_steps_and_no_bits(
+    children: TrainingChildren,
+    data_folder: Path,
+    spec: dict[str, object],
+    uninterrupted: dict[str, object],
+) -> None:
+    job = TrainingJob(data_folder, "job_damaged", dict(spec))
+    assert job.run(children, "train.step:4=kill") == -9
+    folder = job.run_folder / "checkpoints"
+    newest = max(folder.glob("step-*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert job.run(children) == 0
+    assert outcome(job) == uninterrupted
+
+
+def test_without_any_valid_checkpoint_training_starts_again(
+    children: TrainingChildren,
+    data_folder: Path,
+    spec: dict[str, object],
+    uninterrupted: dict[str, object],
+) -> None:
+    job = TrainingJob(data_folder, "job_lost", dict(spec))
+    assert job.run(children, "train.step:2=kill") == -9
+    for path in (job.run_folder / "checkpoints").glob("step-*.safetensors"):
+        path.write_bytes(b"")
+    assert job.run(children) == 0
+    assert outcome(job) == uninterrupted
+
+
+def test_the_head_is_not_fitted_again_after_its_checkpoint(
+    children: TrainingChildren, data_folder: Path, spec: dict[str, object]
+) -> None:
+    job = TrainingJob(data_folder, "job_head_kept", dict(spec))
+    assert job.run(children, "train.after_head=kill") == -9
+    assert job.run(children) == 0
+    phases = [line["phase"] for line in job.lines() if line["kind"] == "phase"]
+    assert phases == ["weights", "decode", "train", "evaluate", "publish"]
+
+
+def test_a_checkpoint_of_another_configuration_is_not_used(
+    children: TrainingChildren, data_folder: Path, spec: dict[str, object]
+) -> None:
+    job = TrainingJob(data_folder, "job_changed", dict(spec))
+    assert job.run(children, "train.step:3=kill") == -9
+    job.spec["seed"] = 4
+    assert job.run(children) == 0
+    assert "checkpoint-ignored" in [line.get("code") for line in job.lines()]
+    phases = [line["phase"] for line in job.lines() if line["kind"] == "phase"]
+    assert "head" in phases

@@ -1,0 +1,433 @@
+"""Training as properties, on drawn images, in real child processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.datasets.loading import LoadedDataset, load_dataset
+from jobs.datasets.manifest import Manifest
+from jobs.errors import Diverged
+from jobs.recipes import FinetuneRecipe
+from jobs.tasks.classification import Classification, wilson_interval
+from jobs.training.evaluate import predict_logits
+from jobs.training.interruption import Interruption
+from jobs.training.loop import Surroundings, TrainingData, fine_tune
+from jobs.training.optimizer import build_optimizer
+from jobs.training.state import TrainingState
+from models_cache.artifacts import Artifact, read_artifact
+from models_cache.backbones import Classifier, build_classifier
+from models_cache.blobs import BlobStore
+from models_cache.classifiers import check_golden, load_classifier
+from models_cache.decode import center_crop, decode_rgb, resize_shorter_side
+from models_cache.features import normalised
+from models_cache.pixels import PixelCache, PixelKey
+from tests.training_jobs import (
+    ARCHITECTURE,
+    REPOSITORY,
+    SMALL,
+    TrainingChildren,
+    TrainingJob,
+    store_dataset,
+    training_spec,
+    write_catalogue,
+)
+from tests.waiting import until
+
+pytestmark = pytest.mark.slow
+
+CLASSES = ("red", "green")
+
+
+class Recorder:
+    """Keeps what a training reports."""
+
+    def __init__(self) -> None:
+        self.measured: list[tuple[int, dict[str, float]]] = []
+        self.warnings: list[str] = []
+
+    def progress(self, unit: str, _done: int, _total: int | None) -> None:
+        assert unit == "steps"
+
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self.measured.append((step, metrics))
+
+    def warning(self, code: str, _message: str) -> None:
+        self.warnings.append(code)
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_catalogue(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[TrainingChildren]:
+    children = TrainingChildren()
+    yield children
+    children.close()
+
+
+@pytest.fixture(scope="module")
+def real_dataset(
+    shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """The real photographs, ingested by a real child: data folder and dataset."""
+    data_folder = tmp_path_factory.mktemp("real")
+    archive = (shared / "data" / "hymenoptera.zip").read_bytes()
+    sha256 = BlobStore(data_folder / "blobs").put_bytes(archive).sha256
+    job = TrainingJob(data_folder, "job_ingest", {"kind": "ingest", "archive_sha256": sha256})
+    command = [sys.executable, "-m", "jobs.datasets.ingest", str(job.next_spec())]
+    subprocess.run(command, cwd=REPOSITORY, check=True, timeout=120)
+    return data_folder, job.result()["dataset"]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return store_dataset(tmp_path, {"train": 8, "val": 4}, CLASSES)
+
+
+@pytest.fixture
+def job(tmp_path: Path, manifest: Manifest, catalogue: Path) -> Callable[..., TrainingJob]:
+    """Make a job of the drawn dataset."""
+
+    def make(job_id: str = "job_1", **different: object) -> TrainingJob:
+        return TrainingJob(tmp_path, job_id, training_spec(manifest, catalogue, **different))
+
+    return make
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, manifest: Manifest) -> LoadedDataset:
+    return loaded(tmp_path, manifest)
+
+
+def loaded(data_folder: Path, manifest: Manifest) -> LoadedDataset:
+    key = PixelKey(manifest.digest, SMALL.resize_px, SMALL.interpolation)
+    cache, blobs = PixelCache(data_folder / "cache" / "pixels"), BlobStore(data_folder / "blobs")
+    return load_dataset(blobs, cache, manifest, key, 2, lambda _done, _total: None)
+
+
+def start_state(recipe: FinetuneRecipe) -> TrainingState:
+    torch.manual_seed(0)
+    model = build_classifier(ARCHITECTURE, len(CLASSES))
+    model.to(memory_format=torch.channels_last)
+    return TrainingState(model, build_optimizer(model, recipe))
+
+
+def train(
+    state: TrainingState,
+    dataset: LoadedDataset,
+    recipe: FinetuneRecipe,
+    interruption: Interruption | None = None,
+) -> Recorder:
+    data = TrainingData(dataset, dataset.indices("train"), dataset.indices("val"), SMALL)
+    recorder = Recorder()
+    around = Surroundings(
+        1, torch.float32, recorder, interruption or Interruption(None), lambda _state: None
+    )
+    fine_tune(state, Classification(CLASSES), data, recipe, around)
+    return recorder
+
+
+def recipe(**different: Any) -> FinetuneRecipe:  # noqa: ANN401
+    values = {"epochs": 2, "tune": 99, "batch_norm": "eval", "batch_size": 8, **different}
+    return FinetuneRecipe(**values)
+
+
+def artifact_of(job: TrainingJob) -> Artifact:
+    result = job.result()
+    return read_artifact(BlobStore(job.data_folder / "blobs"), result["artifact"]["digest"])
+
+
+def test_pixels_of_a_rebuilt_pack_are_those_of_the_predictor(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    dataset = loaded(tmp_path, manifest)
+    assert len(dataset.pixels) == len(manifest.images)
+    crops = dataset.center_crops(range(len(manifest.images)), SMALL.crop_px)
+    blobs = BlobStore(tmp_path / "blobs")
+    for position, entry in enumerate(manifest.images):
+        upright = decode_rgb(blobs.read(entry.sha256))
+        resized = resize_shorter_side(upright, SMALL.resize_px, SMALL.interpolation)
+        assert np.array_equal(center_crop(resized, SMALL.crop_px), crops[position].numpy())
+
+
+def test_a_head_job_gives_a_model_that_serves_what_was_reported(
+    children: TrainingChildren, job: Callable[..., TrainingJob], catalogue: Path
+) -> None:
+    first = job()
+    assert first.run(children) == 0
+    result, lines = first.result(), first.lines()
+    phases = [line["phase"] for line in lines if line["kind"] == "phase"]
+    assert phases == ["weights", "decode", "features", "head", "publish"]
+    resolved = next(line["resolved"] for line in lines if line["kind"] == "resolved")
+    assert resolved["recipe"]["parameters"]["folds"] == 5
+    assert resolved["weights"]["name"] == "DRAWN"
+    assert result["metrics"]["val/accuracy_top1"] == 1.0
+
+    artifact, blobs = artifact_of(first), BlobStore(first.data_folder / "blobs")
+    assert artifact.facts.kind == "head"
+    weights_path = first.data_folder / "weights" / str(resolved["weights"]["file"])
+    classifier = load_classifier(artifact, blobs, weights_path)
+    check_golden(classifier, artifact, blobs)
+    evaluation = json.loads(blobs.read(result["evaluation_sha256"]))
+    assert evaluation["split"] == "val"
+    images = {entry.id: entry for entry in manifest_of(first).images}
+    for prediction in evaluation["predictions"]:
+        upright = decode_rgb(blobs.read(images[prediction["image"]].sha256))
+        resized = resize_shorter_side(upright, SMALL.resize_px, SMALL.interpolation)
+        pixels = torch.from_numpy(center_crop(resized, SMALL.crop_px))[None]
+        with torch.inference_mode():
+            scores = classifier(normalised(pixels, SMALL)).softmax(dim=1)[0]
+        best = int(scores.argmax())
+        assert artifact.facts.classes[best] == prediction["predicted"]
+        assert float(scores[best]) == pytest.approx(prediction["score"], abs=1e-4)
+
+
+def manifest_of(job: TrainingJob) -> Manifest:
+    sha256 = job.spec["dataset"]["manifest_sha256"]
+    return Manifest.load(BlobStore(job.data_folder / "blobs"), sha256)
+
+
+def test_cached_features_give_the_same_head_as_computed_ones(
+    children: TrainingChildren,
+    job: Callable[..., TrainingJob],
+) -> None:
+    first, second, third = job("job_1"), job("job_2"), job("job_3")
+    assert first.run(children) == 0
+    (cached,) = (first.data_folder / "cache" / "features").iterdir()
+    written = cached.stat().st_mtime_ns, cached.read_bytes()
+    assert second.run(children) == 0
+    cached.write_bytes(b"damaged" + written[1])
+    assert third.run(children) == 0
+    assert cached.read_bytes() == written[1]
+    hashes = [j.result()["artifact"]["files"]["model.safetensors"] for j in (first, second, third)]
+    assert hashes[0] == hashes[1] == hashes[2]
+
+
+def test_an_error_is_the_last_line_and_the_child_ends_well(
+    children: TrainingChildren,
+    job: Callable[..., TrainingJob],
+) -> None:
+    wrong = job(parameters={"folds": 1})
+    assert wrong.run(children) == 0
+    assert wrong.lines()[-1]["code"] == "recipe-invalid"
+    absent = job("job_2", weights="NOWHERE")
+    assert absent.run(children) == 0
+    assert absent.lines()[-1]["code"] == "weights-unknown"
+
+
+def test_a_full_disk_is_an_error_with_a_code(
+    children: TrainingChildren, job: Callable[..., TrainingJob]
+) -> None:
+    full = job()
+    assert full.run(children, faults="features.before_fsync=enospc") == 0
+    assert full.lines()[-1]["code"] == "insufficient-storage"
+
+
+def test_a_bug_leaves_a_traceback_and_no_last_line(
+    children: TrainingChildren, job: Callable[..., TrainingJob]
+) -> None:
+    broken = job()
+    assert broken.run(children, faults="features.before_fsync=eio") == 1
+    assert broken.lines()[-1]["kind"] not in ("result", "error")
+
+
+def test_without_a_val_split_a_head_is_judged_out_of_fold(
+    children: TrainingChildren, tmp_path: Path, catalogue: Path
+) -> None:
+    manifest = store_dataset(tmp_path, {"train": 6}, CLASSES)
+    head = TrainingJob(tmp_path, "job_1", training_spec(manifest, catalogue))
+    assert head.run(children) == 0
+    evaluation_sha256 = head.result()["evaluation_sha256"]
+    evaluation = json.loads(BlobStore(tmp_path / "blobs").read(evaluation_sha256))
+    assert (evaluation["split"], evaluation["images"]) == ("train-folds", 12)
+    assert not any(name.startswith("val/") for name in head.result()["metrics"])
+    assert "no-val-images" in [line.get("code") for line in head.lines()]
+
+
+def test_scratch_needs_no_weights_and_says_how_it_was_judged(
+    children: TrainingChildren, tmp_path: Path, catalogue: Path
+) -> None:
+    manifest = store_dataset(tmp_path, {"train": 5, "test": 2}, CLASSES)
+    different = {"recipe": "scratch", "weights": None, "parameters": {"epochs": 1}}
+    scratch = TrainingJob(tmp_path, "job_1", training_spec(manifest, catalogue, **different))
+    assert scratch.run(children) == 0
+    metrics = scratch.result()["metrics"]
+    assert {"holdout/accuracy_top1", "test/accuracy_top1"} <= set(metrics)
+    artifact = artifact_of(scratch)
+    assert artifact.facts.weights is None
+    assert artifact.facts.kind == "whole"
+    evaluation_sha256 = scratch.result()["evaluation_sha256"]
+    evaluation = json.loads(BlobStore(tmp_path / "blobs").read(evaluation_sha256))
+    assert evaluation["split"] == "test"
+
+
+def test_sigterm_stops_with_a_checkpoint_that_the_next_attempt_goes_on_from(
+    children: TrainingChildren,
+    job: Callable[..., TrainingJob],
+) -> None:
+    parameters = {"epochs": 40, "batch_size": 4}
+    stopped = job(recipe="finetune", parameters=parameters)
+    child = stopped.start()
+    until(lambda: [x for x in stopped.lines() if x.get("unit") == "steps"], 60)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=30)
+    assert child.returncode == 75
+    assert stopped.lines()[-1]["kind"] == "log"
+    saved = [line["step"] for line in stopped.lines() if line["kind"] == "checkpoint"]
+    assert saved[-1] > 0
+    stopped.spec["time_limit_seconds"] = 0.001
+    assert stopped.run(children) == 0
+    warnings = [line.get("code") for line in stopped.lines()]
+    assert "time-limit-reached" in warnings
+    assert f"step {saved[-1]}" in " ".join(line.get("message", "") for line in stopped.lines())
+
+
+def test_a_time_limit_before_the_first_model_is_an_error(
+    children: TrainingChildren, job: Callable[..., TrainingJob]
+) -> None:
+    late = job(time_limit_seconds=0.001)
+    assert late.run(children) == 0
+    assert late.lines()[-1]["code"] == "time-limit-too-short"
+
+
+def test_eight_images_are_memorised(dataset: LoadedDataset) -> None:
+    memorise = recipe(
+        epochs=8, augmentation="none", label_smoothing=0.0, lr_head=0.1, lr_backbone=1e-3
+    )
+    state = start_state(memorise)
+    measured = train(state, dataset, memorise).measured
+    losses = [metrics["train/loss"] for _, metrics in measured if "train/loss" in metrics]
+    assert losses[-1] < 0.1 < losses[0]
+
+
+def test_the_first_loss_of_a_zero_head_is_the_logarithm_of_the_classes(
+    dataset: LoadedDataset,
+) -> None:
+    recorder = train(start_state(recipe()), dataset, recipe(epochs=1, batch_size=64))
+    first = next(m["train/loss"] for _, m in recorder.measured if "train/loss" in m)
+    assert first == pytest.approx(np.log(len(CLASSES)), abs=1e-5)
+
+
+def test_frozen_stages_do_not_move(dataset: LoadedDataset) -> None:
+    frozen = recipe(tune=2, epochs=1)
+    state = start_state(frozen)
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    train(state, dataset, frozen)
+    state.model.train()
+    after = dict(state.model.named_parameters())
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert "backbone.features.0.weight" not in moved
+
+
+def test_the_result_is_never_worse_than_what_training_started_from(
+    dataset: LoadedDataset,
+) -> None:
+    harmful = recipe(lr_head=1.0, lr_backbone=1e-6, epochs=2)
+    state = start_state(harmful)
+    recorder = train(state, dataset, harmful)
+    accuracies = [m["val/accuracy_top1"] for _, m in recorder.measured if "val/accuracy_top1" in m]
+    logits = predict_logits(state.model, dataset, dataset.indices("val"), SMALL, 8)
+    task = Classification(CLASSES)
+    labels = dataset.labels[torch.from_numpy(dataset.indices("val"))]
+    assert task.metrics(logits, labels)["accuracy_top1"] == max(accuracies)
+
+
+def test_a_loss_that_is_not_finite_stops_within_one_step(dataset: LoadedDataset) -> None:
+    wild = recipe(lr_head=1e-3, lr_backbone=1e-3, epochs=3)
+    state = start_state(wild)
+    with torch.no_grad():
+        state.model.head.weight[0, 0] = torch.nan
+    with pytest.raises(Diverged) as stopped:
+        train(state, dataset, wild)
+    assert stopped.value.step == 0
+
+
+def test_a_passed_time_limit_keeps_the_best_so_far(dataset: LoadedDataset) -> None:
+    state = start_state(recipe())
+    over = Interruption(limit_seconds=0.0)
+    recorder = train(state, dataset, recipe(), over)
+    assert recorder.warnings == ["time-limit-reached"]
+    assert (state.step, state.best_step) == (0, 0)
+
+
+def test_a_model_scores_images_the_same_alone_and_in_a_batch(dataset: LoadedDataset) -> None:
+    torch.manual_seed(0)
+    model: Classifier = build_classifier(ARCHITECTURE, 2)
+    torch.nn.init.normal_(model.head.weight)
+    indices = dataset.indices("val")
+    together = predict_logits(model, dataset, indices, SMALL, 8)
+    alone = predict_logits(model, dataset, indices, SMALL, 1)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_an_evaluation_counts_every_image_once() -> None:
+    task = Classification(("a", "b", "c"))
+    logits = torch.tensor([[2.0, 0, 0], [0, 2.0, 0], [2.0, 0, 0], [0, 0, 2.0]])
+    targets = torch.tensor([0, 1, 1, 2])
+    found = task.evaluation(logits, targets, ["i", "j", "k", "l"], "val")
+    assert found["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert found["accuracy_top1"] == 0.75
+    low, high = found["accuracy_interval_95"]
+    assert low == pytest.approx(0.3006, abs=1e-3)
+    assert high == pytest.approx(0.9544, abs=1e-3)
+    b = found["per_class"][1]
+    assert (b["precision"], b["recall"], b["support"]) == (1.0, 0.5, 2)
+    assert b["f1"] == pytest.approx(2 / 3)
+    assert found["predictions"][2] == {
+        "image": "k",
+        "label": "b",
+        "predicted": "a",
+        "score": pytest.approx(float(torch.tensor([2.0, 0, 0]).softmax(0)[0])),
+    }
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 5), (5, 5), (1, 1)])
+def test_an_interval_stays_within_its_bounds(correct: int, total: int) -> None:
+    low, high = wilson_interval(correct, total)
+    assert 0.0 <= low <= correct / total <= high <= 1.0
+    assert high - low > 0.2
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("architecture", "at_least"), [("mobilenet_v2", 0.94), ("squeezenet1_1", 0.90)]
+)
+def test_real_photographs_are_told_apart_as_well_as_reported(
+    children: TrainingChildren, real_dataset: tuple[Path, dict[str, Any]], shared: Path,
+    architecture: str, at_least: float,
+) -> None:  # fmt: skip
+    data_folder, dataset = real_dataset
+    blobs = BlobStore(data_folder / "blobs")
+    manifest = Manifest.load(blobs, dataset["manifest_sha256"])
+    different = {"architecture": architecture, "weights": "DEFAULT", "threads": 2}
+    spec = training_spec(manifest, shared / "weights" / "catalog.json", **different)
+    head = TrainingJob(data_folder, f"job_{architecture}", spec)
+    assert head.run(children) == 0
+    reported = head.result()["metrics"]["val/accuracy_top1"]
+    assert reported >= at_least
+
+    artifact = artifact_of(head)
+    assert artifact.facts.weights is not None
+    weights_path = data_folder / "weights" / artifact.facts.weights["file"]
+    classifier = load_classifier(artifact, blobs, weights_path)
+    preprocessing = artifact.facts.preprocessing
+    key = PixelKey(manifest.digest, preprocessing.resize_px, preprocessing.interpolation)
+    pixels = PixelCache(data_folder / "cache" / "pixels").open(key)
+    assert pixels is not None
+    images = LoadedDataset(manifest, pixels)
+    val = images.indices("val")
+    logits = predict_logits(classifier, images, val, preprocessing, 51)
+    labels = images.labels[torch.from_numpy(val)]
+    assert Classification(manifest.classes).metrics(logits, labels)["accuracy_top1"] == reported

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own custom
+from torch import Tensor
+
+from jobs.errors import FeaturesNotFinite
+from jobs.recipes import HeadRecipe
+from jobs.training.head import assign_folds, fit_head, fit_linear_head, l2_path
+
+
+def clusters(count: int, width: int, classes: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Draw features around one centre per class."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(classes, width, generator=generator)
+    labels = torch.arange(count) % classes
+    noise = torch.randn(count, width, generator=generator)
+    return centres[labels] + spread * noise + 3.0, labels
+
+
+def names(count: int) -> list[str]:
+    return [f"image {i}" for i in range(count)]
+
+
+@pytest.mark.parametrize(("count", "width"), [(40, 120), (200, 10)])
+def test_the_fitted_head_is_the_minimum_of_the_penalised_loss(count: int, width: int) -> None:
+    features, labels = clusters(count, width, 3)
+    head = fit_linear_head(features, labels, 3, l2=0.01).double()
+    rows = features.double()
+    centred = rows - rows.mean(dim=0)
+    scale = centred.square().mean(dim=0).sqrt().mean()
+    weight = (head.weight.detach() * scale).requires_grad_()
+    bias = (head.bias.detach() + head.weight.detach() @ rows.mean(dim=0)).requires_grad_()
+    loss = F.cross_entropy(centred / scale @ weight.T + bias, labels)
+    loss = loss + 0.01 * weight.square().sum()
+    loss.backward()
+    assert weight.grad is not None
+    assert bias.grad is not None
+    assert float(weight.grad.abs().max()) < 1e-5
+    assert float(bias.grad.abs().max()) < 1e-5
+
+
+def test_the_result_is_the_same_every_time_and_in_any_order_of_images() -> None:
+    features, labels = clusters(60, 90, 3)
+    first = fit_head(features, labels, names(60), 3, HeadRecipe())
+    again = fit_head(features, labels, names(60), 3, HeadRecipe())
+    assert torch.equal(first.head.weight, again.head.weight)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    shuffled_names = [names(60)[i] for i in order.tolist()]
+    shuffled = fit_head(features[order], labels[order], shuffled_names, 3, HeadRecipe())
+    assert shuffled.l2 == first.l2
+    torch.testing.assert_close(shuffled.head.weight, first.head.weight, rtol=1e-3, atol=1e-5)
+
+
+def test_noise_asks_for_a_stronger_penalty_than_signal() -> None:
+    signal, labels = clusters(80, 40, 2, spread=0.1)
+    noise = torch.randn(80, 40, generator=torch.Generator().manual_seed(2))
+    of_signal = fit_head(signal, labels, names(80), 2, HeadRecipe())
+    of_noise = fit_head(noise, labels, names(80), 2, HeadRecipe())
+    assert of_signal.l2 < of_noise.l2
+    assert of_signal.out_of_fold_loss < 0.1 < of_noise.out_of_fold_loss
+
+
+def test_out_of_fold_logits_are_those_of_heads_that_did_not_see_the_image() -> None:
+    features, labels = clusters(50, 20, 2, spread=3.0)
+    recipe = HeadRecipe(folds=3, l2_strongest=0.1, l2_weakest=0.1)
+    fit = fit_head(features, labels, names(50), 2, recipe)
+    folds = assign_folds(labels.tolist(), names(50), 3)
+    seen = folds != 0
+    # The same penalty means the same only at the same centre and scale: compare decisions.
+    alone = fit_linear_head(features[seen], labels[seen], 2, l2=0.1)
+    expected, found = alone(features[~seen]).softmax(1), fit.out_of_fold_logits[~seen].softmax(1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.08)
+
+
+def test_copies_of_an_image_never_lie_in_different_folds() -> None:
+    groups = [f"image {i // 3}" for i in range(60)]
+    folds = assign_folds([0] * 60, groups, 5).tolist()
+    assert all(len({folds[i] for i in range(60) if groups[i] == g}) == 1 for g in set(groups))
+
+
+def test_every_fold_holds_its_share_of_every_class() -> None:
+    labels = [0] * 50 + [1] * 10
+    folds = assign_folds(labels, names(60), 5)
+    for label, share in ((0, 10), (1, 2)):
+        chosen = folds[torch.tensor(labels) == label]
+        assert torch.bincount(chosen, minlength=5).tolist() == [share] * 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_tiny_sets_still_give_a_head(count: int) -> None:
+    features, labels = clusters(count, 30, 2)
+    fit = fit_head(features, labels, names(count), 2, HeadRecipe())
+    assert fit.out_of_fold_logits.shape == (count, 2)
+    assert torch.isfinite(fit.head(features)).all()
+
+
+def test_features_that_are_not_finite_are_counted() -> None:
+    features, labels = clusters(10, 5, 2)
+    features[3, 2] = torch.inf
+    features[4, 1] = torch.nan
+    with pytest.raises(FeaturesNotFinite) as refused:
+        fit_head(features, labels, names(10), 2, HeadRecipe())
+    assert (refused.value.bad_images, refused.value.images) == (2, 10)
+
+
+def test_features_without_any_spread_give_the_class_frequencies() -> None:
+    head = fit_linear_head(torch.ones(4, 3), torch.tensor([0, 0, 0, 1]), 2, l2=0.1)
+    scores = head(torch.ones(1, 3)).softmax(1)
+    torch.testing.assert_close(scores, torch.tensor([[0.75, 0.25]]), rtol=1e-4, atol=1e-4)
+
+
+def test_penalties_are_tried_from_the_strongest_to_the_weakest() -> None:
+    path = l2_path(HeadRecipe(l2_strongest=1.0, l2_weakest=0.01, l2_per_decade=2))
+    assert path == pytest.approx([1.0, 10**-0.5, 0.1, 10**-1.5, 0.01])
+
+
+def test_cross_validation_of_a_small_set_takes_about_a_second() -> None:
+    features, labels = clusters(245, 1280, 2, spread=5.0)
+    fit_head(features, labels, names(245), 2, HeadRecipe())
+    started = time.process_time()
+    fit_head(features, labels, names(245), 2, HeadRecipe())
+    assert time.process_time() - started < 4.0  # 0.3 s alone on two cores
