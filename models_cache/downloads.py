@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -23,9 +22,14 @@ from urllib.parse import urljoin, urlsplit
 import httpx2
 
 from models_cache import durable, faults
-from models_cache.errors import InsufficientStorage
-
-Report = Callable[[int, int | None], None]  # bytes done, bytes in all if known
+from models_cache.weights_sources import (
+    Download,
+    NotOffered,
+    Report,
+    SourceFailed,
+    require_space,
+    without_credentials,
+)
 
 _CHUNK_BYTES = 1 << 16
 _MAX_REDIRECTS = 3
@@ -35,49 +39,12 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _PICKLE_PROTOCOLS = {2, 3, 4, 5}
 
 
-class SourceFailed(Exception):
-    """One source could not deliver the file; the reason is for the list of all sources tried."""
-
-
-class NotOffered(SourceFailed):
-    """The source does not have the file or was not asked: no fault of anyone."""
-
-
 class _Interrupted(Exception):
     """The connection ended early; what arrived is kept."""
 
 
 class _StartAgain(Exception):
     """What was kept cannot be continued."""
-
-
-@dataclass(frozen=True)
-class Download:
-    """What to fetch and under which rules.
-
-    Args:
-        url: The address.
-        partial: Where bytes are collected; its record is beside it.
-        max_bytes: Larger files are refused.
-        may_visit: Tells whether a redirect may lead to an address.
-        connect_timeout_seconds: Until a connection must stand.
-    """
-
-    url: str
-    partial: Path
-    max_bytes: int
-    may_visit: Callable[[str], bool]
-    connect_timeout_seconds: float = 5.0
-
-    @property
-    def record(self) -> Path:
-        """The file beside the partial one."""
-        return self.partial.with_name(f"{self.partial.name}.json")
-
-    def discard(self) -> None:
-        """Remove everything kept."""
-        self.partial.unlink(missing_ok=True)
-        self.record.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -237,18 +204,6 @@ def looks_like_weights(name: str, beginning: bytes) -> bool:
         return beginning[8:9] == b"{"
     pickled = beginning[:1] == b"\x80" and beginning[1:2] and beginning[1] in _PICKLE_PROTOCOLS
     return bool(pickled) or beginning[:4] == b"PK\x03\x04"
-
-
-def without_credentials(url: str) -> str:
-    """Return an address without user, password and query: fit to be shown."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def require_space(folder: Path, needed_bytes: int, doing: str) -> None:
-    """Raise `InsufficientStorage` if the file system of `folder` has less free than needed."""
-    if shutil.disk_usage(folder).free < needed_bytes:
-        raise InsufficientStorage(f"{doing} ({needed_bytes} bytes)")
 
 
 def _require_space(download: Download, total: int | None, offset: int) -> None:

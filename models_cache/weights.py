@@ -28,15 +28,6 @@ from urllib.parse import quote, urlsplit
 from models_cache import durable, faults
 from models_cache.catalogue import WeightsInfo
 from models_cache.catalogue_files import FILE_NAME
-from models_cache.downloads import (
-    Download,
-    NotOffered,
-    Report,
-    SourceFailed,
-    fetch,
-    require_space,
-    without_credentials,
-)
 from models_cache.errors import (
     WeightsError,
     WeightsHashMismatch,
@@ -44,6 +35,14 @@ from models_cache.errors import (
     WeightsUnverifiable,
 )
 from models_cache.weights_hashes import LearnedHashes, locked
+from models_cache.weights_sources import (
+    Download,
+    NotOffered,
+    Report,
+    SourceFailed,
+    require_space,
+    without_credentials,
+)
 
 OFFICIAL_URL_PREFIX = "https://download.pytorch.org/"
 
@@ -251,6 +250,8 @@ class WeightsVault:
         label, expected = checked
         if self._offline:
             raise NotOffered("no connection is opened in offline mode")
+        from models_cache.downloads import fetch  # noqa: PLC0415 - the HTTP client is not everywhere
+
         download = Download(
             url=url,
             partial=self._partial(info.file, hashlib.sha256(url.encode()).hexdigest()[:12]),

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from jobs.datasets.manifest import ImageEntry, Manifest
 from models_cache.blobs import BlobStore
-from models_cache.decode import center_crop, decode_rgb, resize_shorter_side
+from models_cache.decode import ImageLimits, center_crop, decode_rgb, resize_shorter_side
 from models_cache.pixels import PackedPixels, PixelCache, PixelKey
 
 Pixels = NDArray[np.uint8]
 
+#: What ingest accepted is decoded, whatever its limits were then.
+_CHECKED_AT_INGEST = ImageLimits(max_pixels=1 << 31, max_side_px=1 << 31, max_aspect=1 << 31)
 _AHEAD_PER_THREAD = 4  # decoded images that wait for the writer: bounds memory
 
 
@@ -93,7 +95,7 @@ def _decoded(
 ) -> Iterator[Pixels]:
     def decode(entry: ImageEntry) -> Pixels:
         # Pillow lets go of the interpreter lock while it decodes and resizes.
-        upright = decode_rgb(blobs.read(entry.sha256))
+        upright = decode_rgb(blobs.read(entry.sha256), _CHECKED_AT_INGEST)
         return resize_shorter_side(upright, key.resize_px, key.interpolation)
 
     window = max(1, threads) * _AHEAD_PER_THREAD

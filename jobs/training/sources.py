@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,10 @@ from jobs.training.loop import TrainingData
 from jobs.training.place import Place
 from models_cache.backbones import build_backbone, feature_width
 from models_cache.catalogue import Catalogue, WeightsInfo
-from models_cache.errors import WeightsUnavailable, WeightsUnverifiable
 from models_cache.features import freeze
 from models_cache.pixels import PixelKey
 from models_cache.preprocessing import Preprocessing
-from models_cache.weights import WeightsVault
+from models_cache.weights import WeightsVault, obtain
 
 _HOLDOUT_FOLDS = 5  # without a val split one fold of the training images stands in for it
 
@@ -72,23 +72,20 @@ def fetch_backbone(place: Place) -> Backbone:
     return Backbone(freeze(module, place.device), width, info.preprocessing, described)
 
 
-def _first_available(place: Place, vault: WeightsVault) -> tuple[WeightsInfo, Any]:
+def _first_available(place: Place, vault: WeightsVault) -> tuple[WeightsInfo, Path]:
     """Return the first of the weights that can be had, and its file."""
     spec = place.spec
     assert spec.weights is not None
     catalogue = Catalogue.load(extra_files=spec.weights_catalogues)
     candidates = catalogue.candidates(spec.architecture, spec.weights, have=vault.have)
-    for info in candidates[:-1]:
-        try:
-            return info, vault.ensure(info, lambda done, total: _count_bytes(place, done, total))
-        except (WeightsUnavailable, WeightsUnverifiable) as error:
-            place.progress.log(f"{info.name}: {error}; trying the next weights")
-    last = candidates[-1]
-    return last, vault.ensure(last, lambda done, total: _count_bytes(place, done, total))
 
+    def report(done_bytes: int, total_bytes: int | None) -> None:
+        place.advance("bytes", done_bytes, total_bytes)
 
-def _count_bytes(place: Place, done: int, total: int | None) -> None:
-    place.advance("bytes", done, total)
+    def warn(message: str) -> None:
+        place.progress.warning("weights-fallback", message)
+
+    return obtain(vault, candidates, report, warn)
 
 
 def decode_dataset(place: Place, preprocessing: Preprocessing) -> LoadedDataset:

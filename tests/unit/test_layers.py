@@ -32,5 +32,5 @@ def test_process_without_a_network_to_run_imports_no_torch(statement: str) -> No
 
 @pytest.mark.parametrize("statement", ["import jobs.run", "import models_cache.predictor"])
 def test_training_and_inference_cores_need_no_web_package(statement: str) -> None:
-    web = {"fastapi", "starlette", "pydantic", "uvicorn", "sqlalchemy", "typer", "rich"}
+    web = {"fastapi", "starlette", "pydantic", "uvicorn", "sqlalchemy", "typer", "rich", "httpx2"}
     assert not _modules_after(statement) & web
