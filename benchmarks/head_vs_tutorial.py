@@ -44,16 +44,16 @@ _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 def main() -> None:
     """Run both, print the ratios, write the JSON."""
-    options = _options()
+    options = parse_options()
     if options.tutorial_epoch is not None:  # we are the tutorial's own process
-        _tutorial_epoch(options.tutorial_epoch, options)
+        tutorial_epoch(options.tutorial_epoch, options)
         return
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         report: dict[str, Any] = {
             "machine": {"cpus": os.cpu_count(), "torch": torch.__version__},
             "architecture": options.architecture,
-            "tutorial_epoch": _timed_tutorial(work, options),
+            "tutorial_epoch": timed_tutorial(work, options),
         }
         manifest = _timed_ingest(work, options, report)
         for name in ("cold", "features_cached"):
@@ -75,7 +75,8 @@ def main() -> None:
         options.json.write_text(text + "\n")
 
 
-def _options() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
+    """Return what the command line says; both benchmarks against the tutorial take the same."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--archive", type=Path, required=True, help="a zip of train/ and val/")
     parser.add_argument("--weights", type=Path, required=True, help="a folder with catalog.json")
@@ -93,18 +94,19 @@ def _timed(run: Callable[[], subprocess.CompletedProcess[bytes]]) -> float:
     return round(time.monotonic() - started, 3)
 
 
-def _timed_tutorial(work: Path, options: argparse.Namespace) -> dict[str, Any]:
+def timed_tutorial(work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one epoch of the tutorial in a process of its own and return its figures."""
     folder = work / "extracted"
     with zipfile.ZipFile(options.archive) as archive:  # a file of ours, not an upload
         archive.extractall(folder)
     (train,) = [path for path in folder.rglob("train") if path.is_dir()]
-    command = [sys.executable, __file__, *sys.argv[1:], "--tutorial-epoch", str(train.parent)]
+    command = [sys.executable, sys.argv[0], *sys.argv[1:], "--tutorial-epoch", str(train.parent)]
     ended = subprocess.run(command, capture_output=True, check=True)
     figures: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return figures
 
 
-def _tutorial_epoch(folder: Path, options: argparse.Namespace) -> None:
+def tutorial_epoch(folder: Path, options: argparse.Namespace) -> None:
     """One epoch of the tutorial's `train_model`, the whole network learning.
 
     Source: pytorch.org/tutorials/beginner/transfer_learning_tutorial.html (transforms, batch

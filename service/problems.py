@@ -6,7 +6,9 @@ gets a bare 500. Nothing that a client sent is echoed except through an error's 
 
 from __future__ import annotations
 
+import errno
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -80,38 +82,62 @@ def problem(error: GraftError) -> dict[str, Any]:
 
 def install(app: FastAPI) -> None:
     """Register the handlers; every error answer is `application/problem+json`."""
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
 
-    @app.exception_handler(GraftError)
-    def ours(request: Request, error: GraftError) -> JSONResponse:
-        status = status_of(type(error))
-        if status == 500:
-            log.error("broken: %s", error, exc_info=error)
-        faults = error.faults if isinstance(error, request_errors.ValidationFailed) else []
-        return _answer(request, status, error.code, str(error), faults)
 
-    @app.exception_handler(RequestValidationError)
-    def theirs(request: Request, error: RequestValidationError) -> JSONResponse:
-        return ours(request, request_errors.ValidationFailed.of(error.errors()))
+def _ours(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, GraftError)
+    status = status_of(type(error))
+    if status == 500:
+        log.error("broken: %s", error, exc_info=error)
+    faults = error.faults if isinstance(error, request_errors.ValidationFailed) else []
+    return _answer(request, status, error.code, str(error), faults)
 
-    @app.exception_handler(HTTPException)
-    def starlette(request: Request, error: HTTPException) -> JSONResponse:
-        code = _CODE_OF_STATUS.get(error.status_code, "malformed-request")
-        answer = _answer(request, error.status_code, code, str(error.detail), [])
-        answer.headers.update(error.headers or {})
-        return answer
 
-    @app.exception_handler(OperationalError)
-    def database_away(request: Request, error: OperationalError) -> JSONResponse:
-        log.error("the database: %s", error.orig)
-        if "full" in str(error.orig):
-            return ours(request, cache_errors.InsufficientStorage("writing to the database"))
-        return ours(request, request_errors.DatabaseUnavailable())
+def _validation(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return _ours(request, request_errors.ValidationFailed.of(error.errors()))
 
-    @app.exception_handler(Exception)
-    def bug(request: Request, error: Exception) -> JSONResponse:
-        log.error("a bug: %r", error, exc_info=error)
-        text = "something broke on our side; the log of the service says what"
-        return _answer(request, 500, "internal-error", text, [])
+
+def _starlette(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _CODE_OF_STATUS.get(error.status_code, "malformed-request")
+    answer = _answer(request, error.status_code, code, str(error.detail), [])
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _disk(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OSError)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        log.error("the disk is full: %s", error)
+        return _ours(request, cache_errors.InsufficientStorage("storing what was sent"))
+    return _bug(request, error)
+
+
+def _database(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OperationalError)
+    log.error("the database: %s", error.orig)
+    if "full" in str(error.orig):
+        return _ours(request, cache_errors.InsufficientStorage("writing to the database"))
+    return _ours(request, request_errors.DatabaseUnavailable())
+
+
+def _bug(request: Request, error: Exception) -> JSONResponse:
+    log.error("a bug: %r", error, exc_info=error)
+    text = "something broke on our side; the log of the service says what"
+    return _answer(request, 500, "internal-error", text, [])
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
+    GraftError: _ours,
+    RequestValidationError: _validation,
+    HTTPException: _starlette,
+    OSError: _disk,
+    OperationalError: _database,
+    Exception: _bug,
+}
 
 
 def _answer(

@@ -180,7 +180,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def demo_settings(data_folder: Path, port: int, catalogues: tuple[str, ...]) -> Settings:
+def embedded_settings(data_folder: Path, port: int, catalogues: tuple[str, ...]) -> Settings:
     """Return settings of a service that lives in one folder; the environment gives the rest."""
     changed = Settings().model_dump() | {
         "data_dir": data_folder,

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +16,10 @@ from jobs.datasets.archive import read_archive
 from jobs.datasets.limits import IngestLimits
 from service.cli.client_commands import follow_job, upload_with_bar
 from service.cli.demo_data import DemoPlan, choose_plan
-from service.cli.free_port import free_port
 from service.client import DEFAULT_URL, Graft, Json, wait_until_ready
-from service.settings import child_environment, demo_settings
+from service.embedded import embedded
 
 MODEL = "demo"
-_STOP_SECONDS = 15.0
 _BATCH_IMAGES = 32
 
 console = Console()
@@ -44,7 +37,9 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="graft-demo-") as folder:
         plan = choose_plan(Path(folder), data, catalog, backbone, assets)
         console.print(plan.story)
-        with _service(Path(folder) / "data", plan) as url, Graft(url) as graft:
+        with embedded(Path(folder) / "data", plan.catalogues) as url, Graft(url) as graft:
+            with console.status("starting the service"):
+                wait_until_ready(graft)
             _run(graft, plan)
 
 
@@ -110,36 +105,6 @@ def _originals(archive: Path, paths: set[str]) -> dict[str, bytes]:
         for entry, content in read_archive(archive, IngestLimits())
         if entry.name in paths
     }
-
-
-@contextmanager
-def _service(data_folder: Path, plan: DemoPlan) -> Iterator[str]:
-    """Run `graft serve` on a free port with its data in a folder that goes away."""
-    settings = demo_settings(data_folder, free_port("127.0.0.1"), plan.catalogues)
-    log_path = data_folder.with_suffix(".log")
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "service.cli.main", "serve"],
-            env=child_environment(settings),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        url = f"http://{settings.host}:{settings.port}"
-        try:
-            with console.status("starting the service"), Graft(url) as graft:
-                wait_until_ready(graft)
-            yield url
-        except BaseException:
-            console.print(log_path.read_text(errors="replace")[-4000:], markup=False)
-            raise
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 def _weights_of(job: Json) -> str:

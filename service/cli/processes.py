@@ -21,7 +21,7 @@ from jobs.worker import Worker
 from models_cache import faults
 from models_cache.blobs import BlobStore
 from service.app import create_app
-from service.cli.free_port import free_port
+from service.free_port import free_port
 from service.settings import Settings, child_environment
 from service.supervisor import MISCONFIGURED_STATUS, run_supervisor
 from service.version import VERSION

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from service.cli.free_port import free_port
 from service.client import Graft, wait_until_ready
+from service.free_port import free_port
 
 _STOP_SECONDS = 30.0
 

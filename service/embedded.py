@@ -1,0 +1,52 @@
+"""A whole service inside a block of code: for the demo, benchmarks and notebooks."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.free_port import free_port
+from service.settings import child_environment, embedded_settings
+
+_STOP_SECONDS = 15.0
+_SHOWN_LOG_CHARACTERS = 4000
+
+
+@contextmanager
+def embedded(data_folder: Path, weights_catalogues: Sequence[str] = ()) -> Iterator[str]:
+    """Run `graft serve` on a free port of this machine and yield its URL.
+
+    If the block ends with an error, the end of the service's log goes to standard error.
+
+    Args:
+        data_folder: Where it keeps everything; its log is beside it.
+        weights_catalogues: JSON files that add weights, besides those of the environment.
+    """
+    port = free_port("127.0.0.1")
+    settings = embedded_settings(data_folder, port, tuple(weights_catalogues))
+    data_folder.mkdir(parents=True, exist_ok=True)
+    log_path = data_folder.with_name(f"{data_folder.name}.log")
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "service.cli.main", "serve"],
+            env=child_environment(settings),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield f"http://{settings.host}:{settings.port}"
+    except BaseException:
+        sys.stderr.write(log_path.read_text(errors="replace")[-_SHOWN_LOG_CHARACTERS:])
+        raise
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
