@@ -14,10 +14,10 @@ from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 
-#: In the order in which one upload and one fine-tuning reach them.
+#: In the order in which one upload and one fine-tuning reach them. Never three of one child in a
+#: row without a checkpoint: that is a poison job, and is stopped as one.
 POINTS = (
     "blob.before_rename",  # the api, with the upload received
-    "ingest.after_unpack",
     "ingest.after_blobs",
     "ingest.before_result",
     "worker.after_claim",
