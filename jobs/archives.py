@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from jobs.datasets.archive import read_archive
 from jobs.datasets.limits import IngestLimits
-from models_cache.artifacts import FACTS_FILE, GOLDEN_FILE, MODEL_FILE, Artifact, verify_artifact
+from models_cache.artifacts import (
+    FACTS_FILE,
+    GOLDEN_FILE,
+    MODEL_FILE,
+    Artifact,
+    parse_artifact,
+    verify_artifact,
+)
 from models_cache.blobs import BlobStore
+from models_cache.durable import sha256_of_file
 from models_cache.errors import ArtifactMalformed
 
+_CHUNK_BYTES = 1 << 20
 _NAMES = frozenset({FACTS_FILE, MODEL_FILE, GOLDEN_FILE})
 #: Weights do not compress; the ratio rule of uploads stays, the size of a file is an artifact's.
 _LIMITS = IngestLimits(max_entries=16, max_entry_bytes=4 << 30)
@@ -19,28 +29,34 @@ _LIMITS = IngestLimits(max_entries=16, max_entry_bytes=4 << 30)
 _TIME = (1980, 1, 1, 0, 0, 0)
 
 
-def pack_artifact(blobs: BlobStore, files: dict[str, Any], destination: Path) -> Path:
-    """Write the files of an artifact into a zip, uncompressed, and return its path.
+def pack_artifact(blobs: BlobStore, files: dict[str, Any], destination: BinaryIO) -> int:
+    """Write the files of an artifact into a zip, uncompressed.
 
     Args:
         blobs: Where the files are.
         files: `{name: {"sha256", "size"}}` as a version's row holds it.
-        destination: The zip; its folder is made.
+        destination: An empty file opened for reading and writing; rewound afterwards.
+
+    Returns:
+        The size of the zip in bytes.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(destination, "w", zipfile.ZIP_STORED) as archive:
         for name, entry in sorted(files.items()):
             with (
                 blobs.open(entry["sha256"]) as source,
                 archive.open(zipfile.ZipInfo(name, _TIME), "w", force_zip64=True) as member,
             ):
-                while chunk := source.read(1 << 20):
-                    member.write(chunk)
-    return destination
+                shutil.copyfileobj(source, member, _CHUNK_BYTES)
+    size_bytes = destination.tell()
+    destination.seek(0)
+    return size_bytes
 
 
 def unpack_artifact(blobs: BlobStore, path: Path) -> Artifact:
     """Store the files of an artifact's zip and return it, completely checked.
+
+    The zip's files must be exactly those that its `artifact.json` describes; nothing is stored
+    before they are.
 
     Raises:
         DatasetError: The zip itself is hostile or damaged.
@@ -49,18 +65,25 @@ def unpack_artifact(blobs: BlobStore, path: Path) -> Artifact:
     folder = path.with_name(f"{path.name}.parts")
     folder.mkdir(mode=0o700)
     try:
-        for entry, content in read_archive(path, _LIMITS):
-            if entry.name not in _NAMES:
-                raise ArtifactMalformed(f"the archive holds {entry.name[:80]!r}")
-            with (folder / entry.name).open("xb") as file:
-                for chunk in content:
-                    file.write(chunk)
-        missing = _NAMES - {part.name for part in folder.iterdir()}
-        if missing:
-            raise ArtifactMalformed(f"the archive lacks {', '.join(sorted(missing))}")
-        stored = {name: blobs.put_file(folder / name) for name in sorted(_NAMES)}
-        return verify_artifact(blobs, stored[FACTS_FILE].sha256)
+        _extract(path, folder)
+        described = parse_artifact((folder / FACTS_FILE).read_bytes())
+        for name, blob in described.files.items():
+            if sha256_of_file(folder / name) != blob.sha256:
+                raise ArtifactMalformed(f"{name} is not the file that {FACTS_FILE} describes")
+        for name in described.files:
+            blobs.put_file(folder / name)
+        return verify_artifact(blobs, described.digest)
     finally:
-        for part in folder.iterdir():
-            part.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
+
+
+def _extract(path: Path, folder: Path) -> None:
+    for entry, content in read_archive(path, _LIMITS):
+        if entry.name not in _NAMES:
+            raise ArtifactMalformed(f"the archive holds {entry.name[:80]!r}")
+        with (folder / entry.name).open("xb") as file:
+            for chunk in content:
+                file.write(chunk)
+    missing = _NAMES - {part.name for part in folder.iterdir()}
+    if missing:
+        raise ArtifactMalformed(f"the archive lacks {', '.join(sorted(missing))}")

@@ -13,6 +13,7 @@ from datetime import timedelta
 from io import TextIOWrapper
 from pathlib import Path
 
+from jobs import lifecycle
 from jobs.states import JobEvent
 from jobs.store import jobs, workers
 from jobs.store.database import Database, utc_now
@@ -81,10 +82,10 @@ class Presence:
         with self._database.write() as connection:
             lost = {job.id: job for job in jobs.held_by_workers(connection, dead)}
             lost |= {job.id: job for job in jobs.with_lease_over(connection)}
-            for job_id in lost:
-                jobs.transition(connection, job_id, JobEvent.LOSE)
+            for job in lost.values():
+                lifecycle.move(connection, job, JobEvent.LOSE)
             workers.remove(connection, dead)
-        for worker_id in dead:
+        for worker_id in set(dead) & set(here):  # a silent one of another host may still live
             self._lock_path(worker_id).unlink(missing_ok=True)
         return list(lost)
 

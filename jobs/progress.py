@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from models_cache.errors import GraftError, to_wire
+from models_cache.errors import GraftError, InsufficientStorage, to_wire
 
 FILE_NAME = "progress.jsonl"
 _MIN_INTERVAL_SECONDS = 0.1  # between two progress lines: a reader polls no faster
@@ -29,6 +29,7 @@ class ProgressWriter:
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._torn = False
         self._phase = ""
         self._phase_started = time.monotonic()
         self._last_progress = 0.0
@@ -93,7 +94,11 @@ class ProgressWriter:
     def _append(self, line: dict[str, Any], *, durable: bool = False) -> None:
         stamped = {**line, "at": datetime.now(UTC).isoformat()}
         data = json.dumps(stamped, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-        os.write(self._descriptor, data)
+        if self._torn:  # a line that a full disk cut off must not swallow this one
+            data = b"\n" + data
+        self._torn = os.write(self._descriptor, data) != len(data)
+        if self._torn:
+            raise InsufficientStorage("writing progress")
         if durable:
             os.fsync(self._descriptor)
 
@@ -101,7 +106,8 @@ class ProgressWriter:
 def read_progress(path: Path, offset_bytes: int) -> tuple[list[dict[str, Any]], int]:
     """Return the whole lines behind a byte offset, and the offset behind them.
 
-    A file that does not exist yet has no lines. An unfinished last line is left for later.
+    A file that does not exist yet has no lines. An unfinished last line is left for later; one
+    that a full disk cut off is passed over.
     """
     try:
         with path.open("rb") as file:
@@ -110,4 +116,13 @@ def read_progress(path: Path, offset_bytes: int) -> tuple[list[dict[str, Any]], 
     except FileNotFoundError:
         return [], offset_bytes
     end = data.rfind(b"\n") + 1
-    return [json.loads(line) for line in data[:end].splitlines()], offset_bytes + end
+    lines = [_parsed(line) for line in data[:end].splitlines()]
+    return [line for line in lines if line is not None], offset_bytes + end
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        value: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return value

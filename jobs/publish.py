@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from jobs.errors import DatasetRejected
+from jobs import lifecycle
 from jobs.states import JobEvent
 from jobs.store import datasets, jobs, models
 from jobs.store.database import Database, utc_now
@@ -18,7 +18,6 @@ from jobs.store.jobs import Job, Lease
 from models_cache import faults
 from models_cache.artifacts import verify_artifact
 from models_cache.blobs import BlobStore
-from models_cache.errors import to_wire
 
 _DATASET_FACTS = ("manifest_sha256", "report_sha256", "digest", "task", "classes", "splits")
 
@@ -53,43 +52,9 @@ def finish(
         if metrics:
             jobs.record(connection, lease, {"metrics": metrics}, [("metrics", {"final": metrics})])
         changes = {"result": result, "resources": _resources(job, last)}
-        jobs.transition(connection, job.id, JobEvent.SUCCEED, lease=lease, changes=changes)
+        lifecycle.move(connection, job, JobEvent.SUCCEED, lease=lease, changes=changes)
         faults.reach("publish.in_tx")
     faults.reach("publish.after_commit")
-
-
-def fail(
-    database: Database,
-    job: Job,
-    error: dict[str, Any],
-    *,
-    lease: Lease | None,
-    report_sha256: str | None = None,
-) -> None:
-    """Write that a job failed; a failed ingest rejects its dataset and whatever waits for it.
-
-    Args:
-        database: Where.
-        job: The job.
-        error: In the form of `errors.to_wire`.
-        lease: The worker's right to the job.
-        report_sha256: For an ingest: the report that was still made.
-    """
-    with database.write() as connection:
-        jobs.transition(connection, job.id, JobEvent.FAIL, lease=lease, changes={"error": error})
-        if job.type == "ingest" and job.dataset_id is not None:
-            reject_dataset(connection, job.dataset_id, error, report_sha256)
-
-
-def reject_dataset(
-    connection: Connection, dataset_id: str, problem: dict[str, Any], report_sha256: str | None
-) -> None:
-    """Mark a dataset as rejected and fail the jobs that wait for it."""
-    datasets.set_rejected(connection, dataset_id, problem, report_sha256)
-    reason = DatasetRejected(dataset_id)
-    for waiting in jobs.waiting_for_dataset(connection, dataset_id):
-        changes = {"error": to_wire(reason)}
-        jobs.transition(connection, waiting.id, JobEvent.FAIL, changes=changes)
 
 
 def _prepare_version(blobs: BlobStore, job: Job, last: dict[str, Any]) -> models.NewVersion:

@@ -58,10 +58,9 @@ class Machine:
         return self.run_folder(job.id) / str(job.attempt)
 
 
-def remove_scratch(machine: Machine, job_id: str) -> None:
+def remove_scratch(attempt_folder: Path) -> None:
     """Remove what a killed ingest left: unpacked files that no row points to."""
-    for folder in machine.run_folder(job_id).glob("*/ingest"):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(attempt_folder / "ingest", ignore_errors=True)
 
 
 def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Dataset | None) -> Path:

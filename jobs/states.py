@@ -75,6 +75,7 @@ TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (S.PAUSING, E.CANCEL): S.CANCELLING,
     (S.PAUSED, E.RESUME): S.QUEUED,
     (S.PAUSED, E.CANCEL): S.CANCELLED,
+    (S.PAUSED, E.FAIL): S.FAILED,  # its dataset was rejected
     (S.CANCELLING, E.STOP): S.CANCELLED,
     (S.CANCELLING, E.LOSE): S.CANCELLED,
     (S.CANCELLING, E.FAIL): S.CANCELLED,

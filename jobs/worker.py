@@ -8,17 +8,20 @@ one finds its jobs through `presence` and goes on from the last checkpoint.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from jobs import publish
+from jobs import lifecycle, publish
 from jobs.errors import (
     AttemptDied,
     AttemptsExhausted,
@@ -30,7 +33,7 @@ from jobs.presence import Presence
 from jobs.progress import FILE_NAME as PROGRESS_FILE
 from jobs.progress import read_progress
 from jobs.specs import Machine, remove_scratch, write_spec
-from jobs.states import JobEvent, JobState
+from jobs.states import TERMINAL, JobEvent, JobState
 from jobs.store import datasets, jobs
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
@@ -42,6 +45,9 @@ log = logging.getLogger(__name__)
 
 #: Exit status of a child that was asked to stop and left a checkpoint.
 STOPPED_ON_REQUEST = 75
+#: What goes away and comes back: the database, the disk.
+_AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
+_START_AGAIN_AFTER = timedelta(seconds=5)
 #: What a slot of each kind may run: data and downloads never wait for a training.
 SLOT_KINDS = {"train": ("fine_tune",), "data": ("ingest",), "weights": ("download",)}
 CHILD_KINDS: dict[str, AttemptKind] = {
@@ -128,10 +134,10 @@ class Worker:
             busy = False
             try:
                 busy = self._tick()
-            except (SQLAlchemyError, OSError):
+            except _AWAY:
                 # The database or the disk is away: children go on within their lease.
                 log.exception("the worker's loop was interrupted")
-                self._stop_overdue()
+            self._stop_overdue()
             if not busy:
                 self._executor.wait(self._limits.tick_seconds)
         self._drain()
@@ -146,11 +152,20 @@ class Worker:
         if now >= self._next_sweep:
             self._sweep()
             self._next_sweep = now + self._limits.sweep_seconds
-        ended = [self._attend(attempt) for attempt in list(self._attempts)]
+        ended = [self._attend_alone(attempt) for attempt in list(self._attempts)]
         started = [self._fill(slot) for slot in SLOT_KINDS]
         return any(ended) or any(started)
 
     def _sweep(self) -> None:
+        """Queue again what dead workers held; our own leases are renewed first.
+
+        After a suspended machine wakes up, every lease looks over, ours included.
+        """
+        for attempt in list(self._attempts):
+            try:
+                self._renew(attempt)
+            except LeaseLost:
+                self._abandon(attempt)
         silent_after = timedelta(seconds=self._limits.lease_seconds)
         for job_id in self._presence.recover_jobs(silent_after):
             log.warning("job %s was held by a worker that is gone; queued again", job_id)
@@ -185,19 +200,42 @@ class Worker:
                 parent = None
                 if dataset and dataset.parent:
                     parent = datasets.get(connection, dataset.parent, job.project)
-            remove_scratch(self._machine, job.id)
             machine = self._machine.at_place(place)
             spec_path = write_spec(machine, job, dataset or None, parent)
             folder = self._machine.attempt_folder(job)
             kind = CHILD_KINDS[job.type]
             handle = self._executor.start(AttemptSpec(kind, spec_path, folder))
-        except (GraftError, OSError) as error:
-            known = error if isinstance(error, GraftError) else AttemptDied(job.id, str(error))
-            self._fail(job, lease, known)
+        except GraftError as error:
+            self._fail(job, lease, error)
+            return
+        except OSError:
+            # No processes, descriptors or space at the moment: no fault of the job.
+            log.exception("job %s could not be started; queued again", job.id)
+            changes = {"not_before": utc_now() + _START_AGAIN_AFTER}
+            with self._database.write() as connection:
+                lifecycle.move(connection, job, JobEvent.LOSE, lease=lease, changes=changes)
             return
         self._attempts.append(Attempt(job, slot, place, lease, handle, folder))
 
     # -- attending ---------------------------------------------------------------------------
+
+    def _attend_alone(self, attempt: Attempt) -> bool:
+        """Attend one attempt; what goes wrong with it must not touch the others.
+
+        True if it ended. An attempt that cannot be attended for a reason that another look will
+        not mend is killed and its job queued again, with a fault counted.
+        """
+        try:
+            return self._attend(attempt)
+        except _AWAY:
+            log.exception("job %s could not be attended; trying again", attempt.job.id)
+            return False
+        except Exception:  # a bug of ours: it costs this attempt, not the worker
+            log.exception("job %s cannot be attended; its attempt is given up", attempt.job.id)
+            self._abandon(attempt)
+            with suppress(LeaseLost):
+                self._count_fault(attempt, "an error of the worker; its log says more")
+            return True
 
     def _attend(self, attempt: Attempt) -> bool:
         """Read, record, renew, stop or finish one attempt; True if it ended."""
@@ -208,8 +246,10 @@ class Worker:
             if isinstance(outcome, (Exited, Lost)):
                 self._conclude(attempt, outcome)
                 self._attempts.remove(attempt)
+                self._tidy(attempt)
                 return True
-            self._renew(attempt)
+            if time.monotonic() - attempt.renewed_at >= self._limits.heartbeat_seconds:
+                self._renew(attempt)
             self._stop_if_asked(attempt)
         except LeaseLost:
             log.warning("the lease of job %s is over; its child is stopped", attempt.job.id)
@@ -267,10 +307,8 @@ class Worker:
         rows.append((kind, data))
 
     def _renew(self, attempt: Attempt) -> None:
-        """Prolong the lease when due."""
+        """Prolong the lease."""
         now = time.monotonic()
-        if now - attempt.renewed_at < self._limits.heartbeat_seconds:
-            return
         length = timedelta(seconds=self._limits.lease_seconds)
         with self._database.write() as connection:
             jobs.renew(connection, attempt.lease, length)
@@ -295,7 +333,7 @@ class Worker:
 
     def _conclude(self, attempt: Attempt, outcome: Exited | Lost) -> None:
         """Write the end of an attempt whose child has been reaped."""
-        remove_scratch(self._machine, attempt.job.id)
+        remove_scratch(attempt.folder)
         job, lease, last = attempt.job, attempt.lease, attempt.last_line
         if last is not None and last["kind"] == "result":
             try:
@@ -307,43 +345,60 @@ class Worker:
             return
         if last is not None:
             told = {key: last[key] for key in ("code", "facts", "message")}
-            publish.fail(
-                self._database, job, told, lease=lease, report_sha256=attempt.report_sha256
-            )
-            return
-        if attempt.stopping is not None:
-            self._move(job, lease, JobEvent.STOP)
-        elif isinstance(outcome, Lost) or outcome.status == STOPPED_ON_REQUEST:
-            self._move(job, lease, JobEvent.LOSE)
+            self._move(attempt, JobEvent.FAIL, {"error": told})
+        elif attempt.stopping is not None:
+            self._move(attempt, JobEvent.STOP)
+        elif (
+            isinstance(outcome, Lost)
+            or outcome.status == STOPPED_ON_REQUEST
+            or (outcome.killed_by_us and attempt.stall is None)
+        ):
+            self._move(attempt, JobEvent.LOSE)
         else:
-            self._count_fault(attempt, outcome)
+            self._count_fault(attempt, outcome.describe())
 
-    def _count_fault(self, attempt: Attempt, outcome: Exited) -> None:
+    def _tidy(self, attempt: Attempt) -> None:
+        """Remove what only a further attempt would need, once there will be none."""
+        with self._database.read() as connection:
+            status = jobs.get(connection, attempt.job.id, attempt.job.project).status
+        if status in TERMINAL:
+            folder = self._machine.run_folder(attempt.job.id) / "checkpoints"
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _count_fault(self, attempt: Attempt, reason: str) -> None:
         """Queue a job again whose child died by its own fault, or give up."""
         job, lease = attempt.job, attempt.lease
-        died = attempt.stall or AttemptDied(job.id, outcome.describe())
+        died = attempt.stall or AttemptDied(job.id, reason)
         earlier = 0 if attempt.checkpoints else job.faults
         count = earlier + 1
         log.warning("%s (%d in a row without a new checkpoint)", died, count)
         if count >= self._limits.fault_limit:
-            self._fail(job, lease, AttemptsExhausted(count, outcome.describe()))
+            self._fail(job, lease, AttemptsExhausted(count, reason))
             return
         wait = timedelta(seconds=self._limits.first_backoff_seconds * 4 ** (count - 1))
         with self._database.write() as connection:
             warning = {"code": died.code, "message": str(died)}
             jobs.record(connection, lease, {}, [("warning", warning)])
             changes = {"faults": count, "not_before": utc_now() + wait}
-            jobs.transition(connection, job.id, JobEvent.LOSE, lease=lease, changes=changes)
+            lifecycle.move(connection, job, JobEvent.LOSE, lease=lease, changes=changes)
 
     def _fail(self, job: Job, lease: Lease, error: GraftError) -> None:
-        publish.fail(self._database, job, to_wire(error), lease=lease)
-
-    def _move(self, job: Job, lease: Lease, event: JobEvent) -> None:
+        changes = {"error": to_wire(error)}
         with self._database.write() as connection:
-            moved = jobs.transition(connection, job.id, event, lease=lease)
-            if job.type == "ingest" and moved.status is JobState.CANCELLED and job.dataset_id:
-                problem = {"code": "cancelled", "facts": {}, "message": "the upload was cancelled"}
-                publish.reject_dataset(connection, job.dataset_id, problem, None)
+            lifecycle.move(connection, job, JobEvent.FAIL, lease=lease, changes=changes)
+
+    def _move(
+        self, attempt: Attempt, event: JobEvent, changes: dict[str, Any] | None = None
+    ) -> None:
+        with self._database.write() as connection:
+            lifecycle.move(
+                connection,
+                attempt.job,
+                event,
+                lease=attempt.lease,
+                changes=changes,
+                report_sha256=attempt.report_sha256,
+            )
 
     def _abandon(self, attempt: Attempt) -> None:
         """Kill a child whose job is not ours any more, and forget it once it is reaped."""
@@ -369,6 +424,7 @@ class Worker:
             self._executor.cancel(attempt.handle, self._limits.drain_grace_seconds)
         while self._attempts:
             for attempt in list(self._attempts):
-                self._attend(attempt)
+                self._attend_alone(attempt)
+            self._stop_overdue()
             self._executor.wait(self._limits.tick_seconds)
         self._executor.close()

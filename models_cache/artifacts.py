@@ -213,7 +213,14 @@ def parse_artifact(data: bytes) -> Artifact:
         }
         facts = ArtifactFacts.from_json(value)
         canonical = canonical_json(value)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise ArtifactMalformed(str(error) or type(error).__name__) from error
     described = Blob(sha256_of_bytes(canonical), len(canonical))
     return Artifact(described.sha256, facts, {FACTS_FILE: described, **files})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -146,11 +145,6 @@ class BlobStore:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         if actual != sha256:
             raise BlobCorrupt(sha256, actual)
-
-    def copy_to(self, sha256: str, destination: Path) -> None:
-        """Copy a blob's bytes to `destination` (not durably: for exports and archives)."""
-        with self.open(sha256) as file, destination.open("wb") as out:
-            shutil.copyfileobj(file, out)
 
 
 def _flush(path: Path) -> None:

@@ -348,7 +348,7 @@ class InferenceOverloaded(InferenceError):
     """The queue of images waiting for a forward pass is full."""
 
     code = "overloaded"
-    sentence = "{queued} images are waiting, the limit is {limit}; try again in a second"
+    sentence = "{queued} predictions are waiting, the limit is {limit}; try again in a second"
     queued: int
     limit: int
 

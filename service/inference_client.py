@@ -67,7 +67,10 @@ class InferenceClient:
             answer = await self._client.post(path, content=body)
         except httpx2.TransportError as error:
             raise InferenceUnavailable(type(error).__name__) from error
-        value = answer.json()
+        try:
+            value = answer.json()
+        except ValueError as error:  # its own "Internal Server Error"
+            raise InferenceUnavailable(f"status {answer.status_code}") from error
         if answer.status_code != 200:
             raise _error_of(value)
         return dict(value)

@@ -42,7 +42,7 @@ async def read_model(request: Request, model: type[_Model], *, default: bool = F
         model: What the body should be; unknown fields are refused by its configuration.
         default: An empty body means every default.
     """
-    if default and request.headers.get("content-length", "0") == "0":
+    if default and not await request.body():
         return model()
     return validate(model, await read_json(request))
 
@@ -96,11 +96,11 @@ def parse_json(body: bytes) -> Any:  # noqa: ANN401 - JSON is any
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise JsonMalformed(f"the key {_shown(twice)} stands twice in one object")
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise JsonMalformed(f"the key {_shown(key)} stands twice in one object")
+        value[key] = item
     return value
 
 
@@ -125,7 +125,7 @@ def _check(value: Any, depth: int) -> None:  # noqa: ANN401 - JSON is any
     if depth > _MAX_DEPTH:
         raise JsonMalformed(f"more than {_MAX_DEPTH} levels of nesting")
     if isinstance(value, str):
-        if "\x00" in value or any("\ud800" <= char <= "\udfff" for char in value):
+        if "\x00" in value or not _is_encodable(value):
             raise JsonMalformed(f"the text {_shown(value)} holds a NUL or half a surrogate pair")
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -136,9 +136,23 @@ def _check(value: Any, depth: int) -> None:  # noqa: ANN401 - JSON is any
             _check(item, depth + 1)
 
 
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return True
+
+
 def _shown(text: str) -> str:
     """Return at most 80 printable characters of something a client sent."""
     return ascii(text[:80])
+
+
+def json_request(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """Return `openapi_extra` that shows what `json_body` reads."""
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def json_body(model: type[BaseModel], *, default: bool = False) -> Any:  # noqa: ANN401 - Depends

@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from jobs import errors as jobs_errors
@@ -74,12 +74,6 @@ def status_of(error: type[GraftError]) -> int:
     return next(STATUS[cls] for cls in error.__mro__ if cls in STATUS)
 
 
-def problem(error: GraftError) -> dict[str, Any]:
-    """Return an error as the body of an answer, or as what `dataset.problem` shows."""
-    wire = cache_errors.to_wire(error)
-    return {"code": wire["code"], "detail": wire["message"], "facts": wire["facts"]}
-
-
 def install(app: FastAPI) -> None:
     """Register the handlers; every error answer is `application/problem+json`."""
     for kind, handler in _HANDLERS.items():
@@ -117,9 +111,8 @@ def _disk(request: Request, error: Exception) -> JSONResponse:
 
 
 def _database(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, OperationalError)
-    log.error("the database: %s", error.orig)
-    if "full" in str(error.orig):
+    log.error("the database: %s", error)
+    if isinstance(error, OperationalError) and "full" in str(error.orig):
         return _ours(request, cache_errors.InsufficientStorage("writing to the database"))
     return _ours(request, request_errors.DatabaseUnavailable())
 
@@ -136,6 +129,7 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] =
     HTTPException: _starlette,
     OSError: _disk,
     OperationalError: _database,
+    PoolTimeout: _database,
     Exception: _bug,
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,10 @@ class Request(BaseModel):
     """Base of what clients send: strict types, no unknown fields, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
 
 
 class JobRequest(Request):
@@ -34,7 +38,7 @@ class JobRequest(Request):
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")
     time_limit_seconds: float | None = Field(None, gt=0, le=30 * 86400)
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+    metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
     webhook: None = Field(None, description="Not offered yet.")
 
 

@@ -97,12 +97,17 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _refuse_open_doors(self) -> Settings:
-        if self.host not in _LOOPBACK_HOSTS and not self.allow_anonymous:
+        if not self.is_loopback and not self.allow_anonymous:
             raise ValueError(
                 f"GRAFT_HOST={self.host} can be reached by others and there are no API keys; "
                 "set GRAFT_ALLOW_ANONYMOUS=1 if a proxy in front checks who calls"
             )
         return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the api."""
+        return self.host in _LOOPBACK_HOSTS
 
     @cached_property
     def resolved_database_url(self) -> str:

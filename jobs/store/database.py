@@ -17,6 +17,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 
@@ -26,7 +28,10 @@ except ImportError:  # only built for Linux; elsewhere the journal mode below ma
     import sqlite3 as sqlite_library
 
 _BUSY_TIMEOUT_SECONDS = 15.0
+_POOL_SIZE = 40  # as many as the web framework has threads: none waits for a connection
+_MIGRATION_LOCK, _WRITER_LOCK = 4711, 4712  # advisory locks, on PostgreSQL
 _SAFE_WAL_VERSION = (3, 51, 3)
+_MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def utc_now() -> datetime:
@@ -48,10 +53,18 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that may write; commits unless an error leaves."""
+        """Yield a connection in a transaction that may write; commits unless an error leaves.
+
+        Writers take turns on both databases (`BEGIN IMMEDIATE`, an advisory lock): what one reads
+        is still true when it writes. They are short, and no I/O happens inside.
+        """
         with self._engine.connect() as connection:
             writing = connection.execution_options(graft_begin="IMMEDIATE")
+            if not self.is_sqlite:
+                writing = writing.execution_options(isolation_level="READ COMMITTED")
             with writing.begin():
+                if not self.is_sqlite:
+                    writing.execute(text(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})"))
                 yield writing
 
     @contextmanager
@@ -65,15 +78,16 @@ class Database:
     def migrate(self) -> None:
         """Bring the tables to the newest version; safe when several processes call it at once."""
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.set_main_option("script_location", str(_MIGRATIONS))
         with self._migration_lock(), self._engine.connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
     def is_migrated(self) -> bool:
-        """Tell whether the tables are there (readiness; an old version counts as not ready)."""
+        """Tell whether the tables are of the version this code needs."""
         with self.read() as connection:
-            return self._engine.dialect.has_table(connection, "workers")
+            current = MigrationContext.configure(connection).get_current_revision()
+        return current == ScriptDirectory(str(_MIGRATIONS)).get_current_head()
 
     def close(self) -> None:
         """Close every connection of this process."""
@@ -83,11 +97,11 @@ class Database:
     def _migration_lock(self) -> Iterator[None]:
         if not self.is_sqlite:
             with self._engine.connect() as connection:
-                connection.execute(text("SELECT pg_advisory_lock(4711)"))
+                connection.execute(text(f"SELECT pg_advisory_lock({_MIGRATION_LOCK})"))
                 try:
                     yield
                 finally:
-                    connection.execute(text("SELECT pg_advisory_unlock(4711)"))
+                    connection.execute(text(f"SELECT pg_advisory_unlock({_MIGRATION_LOCK})"))
             return
         path = Path(f"{self.url.database}.migrate.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,12 +111,31 @@ class Database:
 
 
 def _server_engine(url: str) -> Engine:
-    return create_engine(url, pool_pre_ping=True, pool_size=10)
+    """Return an engine that never hangs: a lease must not run out behind a dead connection."""
+    options = {
+        "connect_timeout": 5,  # seconds
+        "tcp_user_timeout": 10_000,  # milliseconds
+        "options": "-c statement_timeout=15000 -c lock_timeout=15000",  # milliseconds
+    }
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_size=_POOL_SIZE,
+        max_overflow=0,
+        isolation_level="REPEATABLE READ",
+        connect_args=options,
+    )
 
 
 def _sqlite_engine(url: str) -> Engine:
     library: ModuleType = sqlite_library
-    engine = create_engine(url, module=library, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS})
+    engine = create_engine(
+        url,
+        module=library,
+        pool_size=_POOL_SIZE,
+        max_overflow=0,
+        connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
+    )
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DBAPI connection

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, select, update
 
 from jobs.errors import DatasetNotFound
 from jobs.store.database import utc_now
@@ -121,20 +121,36 @@ def page(
 
 
 def set_ready(connection: Connection, dataset_id: str, facts: dict[str, Any]) -> None:
-    """Write what ingest found; `facts` has the columns' names."""
+    """Write what ingest found; `facts` has the columns' names. What is decided stays decided."""
     connection.execute(
-        update(datasets).where(datasets.c.id == dataset_id).values(status="ready", **facts)
+        update(datasets).where(_processing(dataset_id)).values(status="ready", **facts)
     )
 
 
 def set_rejected(
     connection: Connection, dataset_id: str, problem: dict[str, Any], report_sha256: str | None
-) -> None:
-    """Write why the upload cannot be a dataset."""
-    connection.execute(
+) -> bool:
+    """Write why the upload cannot be a dataset; False if it was decided or deleted before."""
+    done = connection.execute(
         update(datasets)
-        .where(datasets.c.id == dataset_id)
+        .where(_processing(dataset_id))
         .values(status="rejected", problem=problem, report_sha256=report_sha256)
+    )
+    return done.rowcount == 1
+
+
+def _processing(dataset_id: str) -> ColumnElement[bool]:
+    return and_(datasets.c.id == dataset_id, datasets.c.status == "processing")
+
+
+def versions_in_the_making(connection: Connection, dataset_id: str) -> list[str]:
+    """Return the ids of datasets that are being made of this one's images and more."""
+    return list(
+        connection.scalars(
+            select(datasets.c.id).where(
+                datasets.c.parent == dataset_id, datasets.c.status == "processing"
+            )
+        )
     )
 
 

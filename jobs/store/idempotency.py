@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy import Connection, insert, select
 
 from jobs.errors import IdempotencyMismatch
 from jobs.store.database import utc_now
 from jobs.store.tables import DEFAULT_PROJECT, idempotency_keys
+
+
+def once(connection: Connection, key: str | None, fingerprint: str, make: Callable[[], str]) -> str:
+    """Return what an earlier request with this key made, else make it and remember.
+
+    Args:
+        connection: In the writing transaction in which `make` inserts its rows.
+        key: The request's key; None means that it has none and is not repeated.
+        fingerprint: Hash of method, path and body.
+        make: Inserts and returns the id of what it made.
+
+    Raises:
+        IdempotencyMismatch: The key was used for a request with another fingerprint.
+    """
+    known = None if key is None else find(connection, key, fingerprint)
+    if known is not None:
+        return known
+    made = make()
+    if key is not None:
+        remember(connection, key, fingerprint, made)
+    return made
 
 
 def find(

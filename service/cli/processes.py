@@ -22,6 +22,7 @@ from models_cache import faults
 from models_cache.blobs import BlobStore
 from service.app import create_app
 from service.free_port import free_port
+from service.middleware import RequestLog
 from service.settings import Settings, child_environment
 from service.supervisor import MISCONFIGURED_STATUS, run_supervisor
 from service.version import VERSION
@@ -61,7 +62,7 @@ def api() -> None:
     settings = _settings()
     _log_to_stderr(settings)
     uvicorn.run(
-        create_app(settings),
+        RequestLog(create_app(settings)),
         host=settings.host,
         port=settings.port,
         http="h11",  # bounds headers and refuses two Host headers, unlike httptools

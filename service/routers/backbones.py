@@ -13,7 +13,7 @@ from jobs.store.jobs import Job
 from models_cache.catalogue import BackboneInfo, WeightsInfo
 from models_cache.errors import BackboneUnknown
 from service.errors import AddressUnknown
-from service.json_body import json_body
+from service.json_body import json_body, json_request
 from service.recipe_schemas import parameters_model
 from service.schemas import DownloadRequest, Page
 from service.services import Services, ServicesDep, new_id
@@ -65,7 +65,11 @@ def get_backbone(services: ServicesDep, backbone: BackboneDep) -> dict[str, Any]
     return _backbone_body(services, backbone, _recent_downloads(services))
 
 
-@router.post("/backbones/{architecture}/download", status_code=202)
+@router.post(
+    "/backbones/{architecture}/download",
+    status_code=202,
+    openapi_extra=json_request(DownloadRequest, required=False),
+)
 def download(
     response: Response,
     services: ServicesDep,

@@ -6,8 +6,10 @@ import json
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
+from jobs import lifecycle
 from jobs.datasets.archive import quick_check
 from jobs.datasets.manifest import Manifest
 from jobs.errors import (
@@ -16,7 +18,7 @@ from jobs.errors import (
     DatasetNotReady,
     DatasetRejected,
 )
-from jobs.states import JobEvent
+from jobs.states import TRANSITIONS, JobEvent
 from jobs.store import datasets, idempotency, jobs
 from jobs.store.datasets import Dataset
 from models_cache import durable
@@ -39,6 +41,7 @@ from service.uploads import Upload, receive
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 _THUMBNAIL_PX = 128
+_CAN_BE_CANCELLED = frozenset(state for state, event in TRANSITIONS if event is JobEvent.CANCEL)
 _ARCHIVE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -179,11 +182,12 @@ def delete_dataset(services: ServicesDep, dataset: DatasetDep) -> Response:
     """Delete a data set that no job works on; published models stay."""
     with services.database.write() as connection:
         using = jobs.unfinished_using(connection, dataset.id)
+        using += datasets.versions_in_the_making(connection, dataset.id)
         if using:
             raise DatasetInUse(dataset.id, len(using), ", ".join(using[:5]))
         ingest = jobs.of_dataset(connection, dataset.id, "ingest")
-        if ingest is not None and dataset.status == "processing":
-            jobs.transition(connection, ingest.id, JobEvent.CANCEL)
+        if ingest is not None and ingest.status in _CAN_BE_CANCELLED:
+            lifecycle.move(connection, ingest, JobEvent.CANCEL)
         datasets.remove(connection, dataset.id)
     return Response(status_code=204)
 
@@ -226,27 +230,26 @@ def _store(
     quick_check(upload.path, services.settings.ingest_limits)
     archive = services.blobs.put_file(upload.path, upload.sha256)
     with services.database.write() as connection:
-        if idempotency_key is not None:
-            known = idempotency.find(connection, idempotency_key, fingerprint)
-            if known is not None:
-                return datasets.get(connection, known)
-        if target.parent is None:
-            newest = datasets.newest_of_name(connection, target.name)
-            if newest is not None and _is_same(newest, archive):
-                return newest
-        dataset_id = new_id("ds")
-        dataset = datasets.add(
-            connection,
-            dataset_id,
-            target.name,
-            (archive.sha256, archive.size_bytes),
-            parent=target.parent,
+        dataset_id = idempotency.once(
+            connection, idempotency_key, fingerprint, lambda: _insert(connection, target, archive)
         )
-        job = jobs.NewJob(id=new_id("job"), type="ingest", spec={}, dataset_id=dataset_id)
-        jobs.accept(connection, job)
-        if idempotency_key is not None:
-            idempotency.remember(connection, idempotency_key, fingerprint, dataset_id)
-    return dataset
+        return datasets.get(connection, dataset_id)
+
+
+def _insert(connection: Connection, target: _Target, archive: Blob) -> str:
+    """Insert a data set and the job that checks it, unless the newest version is the same."""
+    if target.parent is not None:
+        _require_ready(datasets.get(connection, target.parent))
+    else:
+        newest = datasets.newest_of_name(connection, target.name)
+        if newest is not None and _is_same(newest, archive):
+            return newest.id
+    dataset_id = new_id("ds")
+    kept = (archive.sha256, archive.size_bytes)
+    datasets.add(connection, dataset_id, target.name, kept, parent=target.parent)
+    job = jobs.NewJob(id=new_id("job"), type="ingest", spec={}, dataset_id=dataset_id)
+    jobs.accept(connection, job)
+    return dataset_id
 
 
 def _is_same(newest: Dataset, archive: Blob) -> bool:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import mimetypes
 import re
+import shutil
 import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
-from jobs.errors import DatasetRejected, JobNotEnded
+from jobs import lifecycle
+from jobs.errors import DatasetRejected, IllegalTransition, JobNotEnded
 from jobs.states import TERMINAL, JobEvent, JobState
 from jobs.store import datasets, events, idempotency, jobs
+from jobs.store.datasets import Dataset
 from jobs.store.jobs import Job
 from models_cache import durable
 from service.errors import NothingHere, ValidationFailed
 from service.event_stream import stream_events
-from service.json_body import json_body
+from service.json_body import json_body, json_request
 from service.recipe_schemas import check_parameters
 from service.schemas import EventBody, FileBody, JobBody, JobRequest, Page
 from service.services import (
@@ -39,7 +42,8 @@ _LONGEST_WAIT_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _WAIT_PREFERENCE = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")
 #: What people may download of an attempt.
-_FILE_NAMES = frozenset({"log.txt", "progress.jsonl", "spec.json"})
+_FILE_NAMES = frozenset({"log.txt", "progress.jsonl"})
+_TAIL_BYTES = 1 << 20  # of a file that may still grow
 
 
 def job_of(services: ServicesDep, job_id: IdPath) -> Job:
@@ -51,7 +55,7 @@ def job_of(services: ServicesDep, job_id: IdPath) -> Job:
 JobDep = Annotated[Job, Depends(job_of)]
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, openapi_extra=json_request(JobRequest))
 async def create_job(
     response: Response,
     services: ServicesDep,
@@ -66,7 +70,7 @@ async def create_job(
         response.headers["Preference-Applied"] = f"wait={wait_seconds:.0f}"
         job = await _wait_for_end(services, job, wait_seconds)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return await run_in_threadpool(_body, services, job)
+    return await run_in_threadpool(_placed, services, job)
 
 
 @router.get("")
@@ -80,39 +84,42 @@ def list_jobs(
     """List jobs, newest first."""
     with services.database.read() as connection:
         found = jobs.page(connection, limit + 1, after, status=status, job_type=job_type)
-    return Page.of([_body(services, job) for job in found], limit)
+        bodies = [_body(job, jobs.queue_position(connection, job)) for job in found]
+    return Page.of(bodies, limit)
 
 
 @router.get("/{job_id}")
 def get_job(services: ServicesDep, job: JobDep) -> JobBody:
     """Return one job."""
-    return _body(services, job)
+    return _placed(services, job)
 
 
 @router.post("/{job_id}/cancel")
 def cancel_job(services: ServicesDep, job: JobDep) -> JobBody:
     """Stop a job; a running one is stopped within two seconds. Repeating it changes nothing."""
     done = (JobState.CANCELLING, JobState.CANCELLED)
-    return _body(services, _ask(services, job, JobEvent.CANCEL, done))
+    return _placed(services, _ask(services, job, JobEvent.CANCEL, done))
 
 
 @router.post("/{job_id}/pause")
 def pause_job(services: ServicesDep, job: JobDep) -> JobBody:
     """Write a checkpoint and free the slot until `resume`."""
     done = (JobState.PAUSING, JobState.PAUSED)
-    return _body(services, _ask(services, job, JobEvent.PAUSE, done))
+    return _placed(services, _ask(services, job, JobEvent.PAUSE, done))
 
 
 @router.post("/{job_id}/resume")
 def resume_job(services: ServicesDep, job: JobDep) -> JobBody:
     """Queue a paused job again; it goes on from its checkpoint."""
     done = (JobState.QUEUED, JobState.RUNNING)
-    return _body(services, _ask(services, job, JobEvent.RESUME, done))
+    return _placed(services, _ask(services, job, JobEvent.RESUME, done))
 
 
 @router.post("/{job_id}/retry", status_code=202)
 def retry_job(services: ServicesDep, response: Response, job: JobDep) -> JobBody:
     """Make a new job with the same specification; repeated, it returns the same new job."""
+    if job.type not in jobs.PUBLIC_TYPES:
+        raise IllegalTransition(job.id, f"an internal {job.type}", "retry")
     if job.status not in TERMINAL:
         raise JobNotEnded(job.id, job.status.value)
     with services.database.write() as connection:
@@ -128,10 +135,10 @@ def retry_job(services: ServicesDep, response: Response, job: JobDep) -> JobBody
                 retry_of=job.id,
             )
             if job.dataset_id is not None:
-                datasets.get(connection, job.dataset_id)
+                _require_usable(datasets.get(connection, job.dataset_id))
             again = jobs.accept(connection, new)
     response.headers["Location"] = f"/v1/jobs/{again.id}"
-    return _body(services, again)
+    return _placed(services, again)
 
 
 @router.delete("/{job_id}", status_code=204)
@@ -139,6 +146,7 @@ def delete_job(services: ServicesDep, job_id: IdPath) -> Response:
     """Delete an ended job and its log; a model it published stays."""
     with services.database.write() as connection:
         jobs.remove(connection, job_id)
+    shutil.rmtree(services.settings.data_dir / "runs" / job_id, ignore_errors=True)
     return Response(status_code=204)
 
 
@@ -172,18 +180,21 @@ def list_files(services: ServicesDep, job: JobDep) -> Page[FileBody]:
     return Page(data=bodies, has_more=False, next=None)
 
 
-@router.get("/{job_id}/files/{name}", response_class=FileResponse)
+@router.get("/{job_id}/files/{name}", response_class=PlainTextResponse)
 def get_file(
     services: ServicesDep,
     job: JobDep,
     name: Annotated[str, Path(pattern=r"^[a-z0-9_.-]{1,64}$")],
-) -> FileResponse:
-    """Return a file of the job's newest attempt."""
+) -> PlainTextResponse:
+    """Return the end, at most a mebibyte, of a file of the job's newest attempt."""
     path = services.settings.data_dir / "runs" / job.id / str(job.attempt) / name
     if name not in _FILE_NAMES or not path.is_file():
         raise NothingHere
-    kind = mimetypes.guess_type(name)[0] or "text/plain"
-    return FileResponse(path, media_type=kind, filename=f"{job.id}-{name}")
+    with path.open("rb") as file:
+        # Read now: the child may be writing, and a length must be true to the last byte.
+        size_bytes = file.seek(0, 2)
+        file.seek(max(0, size_bytes - _TAIL_BYTES))
+        return PlainTextResponse(file.read(_TAIL_BYTES))
 
 
 def _accept(services: Services, body: JobRequest, idempotency_key: str | None) -> Job:
@@ -193,26 +204,30 @@ def _accept(services: Services, body: JobRequest, idempotency_key: str | None) -
     )
     spec = _checked_spec(services, body)
     with services.database.write() as connection:
-        if idempotency_key is not None:
-            known = idempotency.find(connection, idempotency_key, fingerprint)
-            if known is not None:
-                return jobs.get(connection, known)
-        dataset = datasets.get(connection, body.dataset)
-        if dataset.status == "rejected":
-            raise DatasetRejected(dataset.id)
-        model = body.model or model_name_from(dataset.name)
-        new = jobs.NewJob(
-            id=new_id("job"),
-            type=body.type,
-            spec={**spec, "model": model},
-            priority=body.priority,
-            dataset_id=dataset.id,
-            model=model,
+        job_id = idempotency.once(
+            connection, idempotency_key, fingerprint, lambda: _insert(connection, body, spec)
         )
-        job = jobs.accept(connection, new)
-        if idempotency_key is not None:
-            idempotency.remember(connection, idempotency_key, fingerprint, job.id)
-    return job
+        return jobs.get(connection, job_id)
+
+
+def _insert(connection: Connection, body: JobRequest, spec: dict[str, Any]) -> str:
+    dataset = datasets.get(connection, body.dataset)
+    _require_usable(dataset)
+    model = body.model or model_name_from(dataset.name)
+    new = jobs.NewJob(
+        id=new_id("job"),
+        type=body.type,
+        spec={**spec, "model": model},
+        priority=body.priority,
+        dataset_id=dataset.id,
+        model=model,
+    )
+    return jobs.accept(connection, new).id
+
+
+def _require_usable(dataset: Dataset) -> None:
+    if dataset.status == "rejected":
+        raise DatasetRejected(dataset.id)
 
 
 def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
@@ -234,7 +249,7 @@ def _ask(services: Services, job: Job, event: JobEvent, done: tuple[JobState, ..
         current = jobs.get(connection, job.id)
         if current.status in done:
             return current
-        return jobs.transition(connection, job.id, event)
+        return lifecycle.move(connection, current, event)
 
 
 def _preferred_wait(prefer: str | None) -> float:
@@ -263,11 +278,15 @@ def _event_page(services: Services, job_id: str, after: int, limit: int) -> Page
     return Page(data=shown, has_more=more, next=str(shown[-1].seq) if more else None)
 
 
-def _body(services: Services, job: Job) -> JobBody:
-    position = None
-    if job.status is JobState.QUEUED:
-        with services.database.read() as connection:
-            position = jobs.queue_position(connection, job)
+def _placed(services: Services, job: Job) -> JobBody:
+    """Return a job's body with its place in the queue."""
+    if job.status is not JobState.QUEUED:
+        return _body(job, None)
+    with services.database.read() as connection:
+        return _body(job, jobs.queue_position(connection, job))
+
+
+def _body(job: Job, position: int | None) -> JobBody:
     return JobBody(
         id=job.id,
         type=job.type,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
+from sqlalchemy import Connection
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import FileResponse
+from starlette.responses import StreamingResponse
 
 from jobs.archives import pack_artifact, unpack_artifact
 from jobs.store import idempotency, models
@@ -16,9 +18,9 @@ from jobs.store.models import LATEST_ALIAS, Model, NewVersion, Version
 from models_cache.artifacts import Artifact
 from models_cache.durable import canonical_json, sha256_of_bytes
 from service.errors import NothingHere
-from service.json_body import json_body
+from service.json_body import json_body, json_request
 from service.schemas import AliasBody, AliasRequest, ModelBody, Page, VersionBody
-from service.services import After, IdempotencyKey, Limit, NamePath, Services, ServicesDep, new_id
+from service.services import After, IdempotencyKey, Limit, NamePath, Services, ServicesDep
 from service.uploads import receive
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -26,6 +28,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 VersionPath = Annotated[int, Path(ge=1, le=2**31 - 1)]
 AliasPath = Annotated[str, Path(pattern=r"^[a-z][a-z0-9._-]{0,62}$")]
 _MAX_ARCHIVE_BYTES = 4 << 30
+_CHUNK_BYTES = 1 << 20
 
 
 @router.get("")
@@ -33,7 +36,7 @@ def list_models(services: ServicesDep, limit: Limit = 20, after: After = None) -
     """List models by name."""
     with services.database.read() as connection:
         found = models.page(connection, limit + 1, after)
-        bodies = [_model_body(services, model) for model in found]
+        bodies = [_model_body(connection, model) for model in found]
     return Page.of(bodies, limit)
 
 
@@ -41,7 +44,7 @@ def list_models(services: ServicesDep, limit: Limit = 20, after: After = None) -
 def get_model(services: ServicesDep, name: NamePath) -> ModelBody:
     """Return a model with its versions and aliases."""
     with services.database.read() as connection:
-        return _model_body(services, models.get(connection, name))
+        return _model_body(connection, models.get(connection, name))
 
 
 @router.delete("/{name}", status_code=204)
@@ -97,18 +100,26 @@ def delete_version(services: ServicesDep, name: NamePath, version: VersionPath) 
     return Response(status_code=204)
 
 
-@router.get("/{name}/versions/{version}/archive", response_class=FileResponse)
-def get_archive(services: ServicesDep, name: NamePath, version: VersionPath) -> FileResponse:
+@router.get("/{name}/versions/{version}/archive", response_class=StreamingResponse)
+def get_archive(services: ServicesDep, name: NamePath, version: VersionPath) -> StreamingResponse:
     """Download the artifact as a zip: weights, labels, preprocessing, metrics, lineage."""
     with services.database.read() as connection:
         found = models.version(connection, name, version)
-    folder = services.settings.data_dir / "uploads"
-    path = pack_artifact(services.blobs, found.files, folder / f"{new_id('archive')}.tmp")
-    return FileResponse(
-        path,
-        media_type="application/zip",
-        filename=f"{name}-{version}.zip",
-        background=BackgroundTask(path.unlink, missing_ok=True),
+    # A file without a name: nothing is left, whatever becomes of the client.
+    archive = tempfile.TemporaryFile(dir=services.settings.data_dir)  # noqa: SIM115 - closed below
+    try:
+        size_bytes = pack_artifact(services.blobs, found.files, archive)
+    except BaseException:
+        archive.close()
+        raise
+    headers = {
+        "Content-Length": str(size_bytes),
+        "Content-Disposition": f'attachment; filename="{name}-{version}.zip"',
+    }
+    chunks = iter(lambda: archive.read(_CHUNK_BYTES), b"")
+    closing = BackgroundTask(archive.close)
+    return StreamingResponse(
+        chunks, media_type="application/zip", headers=headers, background=closing
     )
 
 
@@ -123,7 +134,7 @@ def get_evaluation(services: ServicesDep, name: NamePath, version: VersionPath) 
     return evaluation
 
 
-@router.put("/{name}/aliases/{alias}")
+@router.put("/{name}/aliases/{alias}", openapi_extra=json_request(AliasRequest))
 def put_alias(
     services: ServicesDep,
     name: NamePath,
@@ -151,28 +162,26 @@ def _publish(
         metrics=dict(facts.metrics),
     )
     with services.database.write() as connection:
-        known = None
-        if idempotency_key is not None:
-            known = idempotency.find(connection, idempotency_key, fingerprint)
-        if known is not None:
-            version = models.version(connection, name, int(known.rpartition("@")[2]))
-        else:
-            version = models.publish(connection, new, promote=False)
-            made = f"{name}@{version.version}"
-            if idempotency_key is not None:
-                idempotency.remember(connection, idempotency_key, fingerprint, made)
+        made = idempotency.once(
+            connection, idempotency_key, fingerprint, lambda: _insert(connection, new)
+        )
+        version = models.version(connection, name, int(made.rpartition("@")[2]))
         return _version_body(version, models.aliases_of(connection, name))
 
 
-def _model_body(services: Services, model: Model) -> ModelBody:
+def _insert(connection: Connection, new: NewVersion) -> str:
+    version = models.publish(connection, new, promote=False)
+    return f"{version.name}@{version.version}"
+
+
+def _model_body(connection: Connection, model: Model) -> ModelBody:
     aliases = dict(model.aliases)
     if model.versions:
         aliases[LATEST_ALIAS] = max(model.versions)
     default = None
     number = model.aliases.get(models.DEFAULT_ALIAS)
     if number is not None:
-        with services.database.read() as connection:
-            default = _version_body(models.version(connection, model.name, number), model.aliases)
+        default = _version_body(models.version(connection, model.name, number), model.aliases)
     return ModelBody(
         id=model.name,
         created=int(model.created_at.timestamp()),

@@ -68,8 +68,9 @@ async def predict(
     """Predict one image (raw body) or up to 32 (multipart `files`, or JSON `inputs`)."""
     started = time.perf_counter()
     version = await run_in_threadpool(_resolve, services, reference)
-    images, alone = await _read_images(request)
-    answer = await _forward(services, version, images, top_k)
+    async with services.predicting:
+        images, alone = await _read_images(request)
+        answer = await _forward(services, version, images, top_k)
     predictions = [_prediction(item) for item in answer["predictions"]]
     if alone and "error" in predictions[0]:
         raise from_wire(answer["predictions"][0]["error"])

@@ -6,8 +6,10 @@ The full corpus is in the catalogue of abuse; these are its classes, over real H
 from __future__ import annotations
 
 import socket
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -232,7 +234,9 @@ def test_key_makes_one_dataset_and_refuses_another_body(
 def test_client_that_hangs_up_leaves_nothing(plain: RunningService) -> None:
     host, port = plain.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
-        raw.sendall(b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nPK")
+        raw.sendall(
+            b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\nPK"
+        )
     until(lambda: not any((plain.data_folder / "uploads").glob("*")), 10.0)
     assert "Traceback" not in plain.log_path.read_text()
 
@@ -253,6 +257,58 @@ def test_malformed_http_gets_400(plain: RunningService, head: bytes) -> None:
     with socket.create_connection((host, int(port)), timeout=10) as raw:
         raw.sendall(head)
         assert raw.recv(4096).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "localhost:1"}, 404),
+        ({"Host": "[::1]:8000"}, 404),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example:80"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_web_pages_of_strangers_can_change_nothing(
+    http: httpx2.Client, headers: dict[str, str], status: int
+) -> None:
+    answer = http.post("/v1/jobs/job_absent/cancel", headers=headers)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_many_clients_can_list_models_at_once(http: httpx2.Client, plain: RunningService) -> None:
+    def list_models(_: int) -> int:
+        return httpx2.get(f"{plain.url}/v1/models", timeout=30).status_code
+
+    with ThreadPoolExecutor(60) as pool:
+        assert set(pool.map(list_models, range(120))) == {200}
+
+
+def test_one_hostile_body_does_not_hold_up_the_others(http: httpx2.Client) -> None:
+    keys = ",".join(f'"{number}":0' for number in range(60_000)) + ',"59999":0'
+    started = time.monotonic()
+    answer = http.post("/v1/jobs", content=b"{" + keys.encode() + b"}", headers=JSON)
+    assert_problem(answer, 400, "malformed-json")
+    assert time.monotonic() - started < 5
+
+
+def test_cancelled_check_rejects_the_dataset_and_frees_everything(
+    plain: RunningService, tmp_path: Path
+) -> None:
+    path = images.write_zip(tmp_path / "c.zip", images.class_folders(("disc", "cross")))
+    with plain.client() as graft, httpx2.Client(base_url=plain.url, trust_env=False) as http:
+        dataset = graft.upload(path, name="to-be-cancelled")
+        waiting = graft.submit(dataset["id"], recipe="scratch", backbone="squeezenet1_1")
+        graft.act(waiting["id"], "pause")
+        ingest = http.get("/v1/jobs?type=ingest").json()["data"][0]
+        http.post(f"/v1/jobs/{ingest['id']}/cancel")
+        until(lambda: graft.dataset(dataset["id"])["status"] != "processing", 10.0)
+        if graft.dataset(dataset["id"])["status"] == "rejected":  # else the check was faster
+            assert graft.job(waiting["id"])["status"] == "failed"
+            assert http.post(f"/v1/jobs/{ingest['id']}/retry").status_code == 409
+            graft.delete_dataset(dataset["id"])
 
 
 def test_openapi_document_lists_every_call_of_the_contract(http: httpx2.Client) -> None:

@@ -1,0 +1,137 @@
+"""What happens around every request: its id, its one log line, and who may call from a browser."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import uuid_utils.compat as uuids
+from starlette.requests import ClientDisconnect
+
+log = logging.getLogger("graft.access")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_GONE_STATUS = 499  # as nginx calls a client that hung up
+
+
+class RequestLog:
+    """Gives each request an id, answers with it, and logs one line per request.
+
+    The outermost layer, so that the answer to a bug of ours has an id too. A client that hangs up
+    while it sends is no error: one line, no traceback.
+    """
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _given_id(scope) or uuids.uuid7().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = time.perf_counter()
+        status = _GONE_STATUS
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+                names = {name for name, _ in message["headers"]}
+                message["headers"] += [pair for pair in headers if pair[0] not in names]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except ClientDisconnect:
+            pass
+        finally:
+            milliseconds = (time.perf_counter() - started) * 1e3
+            path = ascii(scope["path"][:200])[1:-1]
+            log.info("%s %s %d %.1fms %s", scope["method"], path, status, milliseconds, request_id)
+
+
+class BrowserGuard:
+    """Keeps web pages of strangers from using a service that listens on loopback without keys.
+
+    A page may send requests to any address its browser reaches. Two rules stop it: a request that
+    changes something must not come from another origin, and a name in `Host` must be a local one
+    (a stranger's name that resolves to 127.0.0.1 is DNS rebinding).
+
+    Args:
+        app: What is guarded.
+        local_names_only: Whether the `Host` rule holds: where only this machine can call.
+    """
+
+    def __init__(self, app: Application, *, local_names_only: bool) -> None:
+        self._app = app
+        self._local_names_only = local_names_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        reason = self._refusal(scope) if scope["type"] == "http" else None
+        if reason is None:
+            await self._app(scope, receive, send)
+            return
+        body = {
+            "type": "/problems/forbidden-origin",
+            "title": "Forbidden origin",
+            "status": 403,
+            "detail": reason,
+            "instance": scope["path"][:200],
+            "code": "forbidden-origin",
+            "errors": [],
+        }
+        headers = [(b"content-type", b"application/problem+json")]
+        await send({"type": "http.response.start", "status": 403, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+    def _refusal(self, scope: Scope) -> str | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get(b"host", "")
+        if self._local_names_only and not _is_local(host):
+            return "this service answers to its own address only, not to a name in Host"
+        origin = headers.get(b"origin")
+        changes = scope["method"] not in _SAFE_METHODS
+        if changes and origin is not None and origin.partition("://")[2] != host:
+            return "a page of another origin may not change anything here"
+        return None
+
+
+def _is_local(host: str) -> bool:
+    """Tell whether a Host header is an address, or a name that always means this machine."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+    name = name.strip("[]").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _given_id(scope: Scope) -> str | None:
+    """Return the request id a proxy gave, if it is a harmless one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            return text if _REQUEST_ID.fullmatch(text) else None
+    return None
