@@ -1,4 +1,4 @@
-"""Statements on a real SQLite file: claims, leases, fencing, aliases, idempotency, migrations."""
+"""Statements on SQLite and PostgreSQL: claims, leases, fencing, aliases, keys, migrations."""
 
 from __future__ import annotations
 
@@ -29,13 +29,22 @@ from jobs.store.database import Database
 from jobs.store.jobs import Job, Lease, NewJob
 from jobs.store.models import NewVersion
 from jobs.store.tables import metadata
+from tests.databases import KINDS, new_database
 
 LONG = timedelta(seconds=60)
 
 
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'graft.db'}"
+    return new_database(request.getfixturevalue("postgresql"))
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
+def database(url: str) -> Iterator[Database]:
+    database = Database(url)
     database.migrate()
     yield database
     database.close()
@@ -72,11 +81,13 @@ def test_migrations_build_the_tables_that_the_code_uses(database: Database) -> N
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
-def test_migrating_from_many_threads_at_once_happens_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'race.db'}"
+def test_migrating_from_many_threads_at_once_happens_once(url: str) -> None:
+    databases = [Database(url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: Database(url).migrate(), range(4)))
-    assert Database(url).is_migrated()
+        list(pool.map(Database.migrate, databases))
+    assert all(database.is_migrated() for database in databases)
+    for database in databases:
+        database.close()
 
 
 def test_more_urgent_job_is_claimed_first_then_the_older(database: Database) -> None:
@@ -218,3 +229,43 @@ def test_key_remembers_what_it_made_and_refuses_another_request(database: Databa
         assert idempotency.find(connection, "k", "f1") == "job_1"
         with pytest.raises(IdempotencyMismatch):
             idempotency.find(connection, "k", "f2")
+
+
+def test_one_key_sent_many_times_at_once_makes_one_thing(database: Database) -> None:
+    def send(number: int) -> str:
+        with database.write() as connection:
+            return idempotency.once(connection, "k", "f", lambda: f"job_{number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(send, range(16)))) == 1
+
+
+def test_first_publications_of_one_name_at_once_count_up(database: Database) -> None:
+    def publish(number: int) -> int:
+        with database.write() as connection:
+            new = new_version(f"{number:064d}")
+            return models.publish(connection, new, promote=True).version
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(publish, range(16))) == list(range(1, 17))
+
+
+def test_pause_and_success_at_once_end_in_one_of_them(database: Database) -> None:
+    for number in range(10):
+        job_id = f"job_{number}"
+        accept(database, job_id)
+        assert claim(database, f"t{number}") is not None
+
+        def move(event: JobEvent, job_id: str = job_id) -> bool:
+            try:
+                with database.write() as connection:
+                    jobs.transition(connection, job_id, event)
+            except IllegalTransition:
+                return False
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            done = list(pool.map(move, (JobEvent.SUCCEED, JobEvent.PAUSE)))
+        assert done[0]  # a success is possible before and after a pause was asked for
+        with database.read() as connection:
+            assert jobs.get(connection, job_id).status is JobState.SUCCEEDED
