@@ -21,6 +21,7 @@ import httpx2
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _CHUNK_BYTES = 1 << 20
+_RECONNECT_SECONDS = 60.0
 _ENDED_JOB = frozenset({"succeeded", "failed", "cancelled"})
 
 Json = dict[str, Any]
@@ -186,18 +187,24 @@ class Graft:
         return self._call("POST", f"/v1/jobs/{job_id}/{action}")
 
     def events(self, job_id: str) -> Iterator[Json]:
-        """Yield a job's events as they happen, until its end; reconnects where it was."""
-        last_id = "0"
+        """Yield a job's events as they happen, until its end; reconnects where it was.
+
+        Raises:
+            httpx2.TransportError: The service could not be reached for a minute.
+        """
+        last_id, heard_at = "0", time.monotonic()
         while True:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": last_id}
             try:
                 for event in self._stream(f"/v1/jobs/{job_id}/events", headers):
-                    last_id = event.pop("id", last_id)
+                    last_id, heard_at = event.pop("id", last_id), time.monotonic()
                     yield event
                     if event["event"] == "end":
                         return
             except httpx2.TransportError:
-                time.sleep(0.5)
+                if time.monotonic() - heard_at > _RECONNECT_SECONDS:
+                    raise
+            time.sleep(0.5)
 
     def wait_for_job(self, job_id: str, poll_seconds: float = 0.1) -> Json:
         """Return the job once it has succeeded.

@@ -12,7 +12,6 @@ from types import FrameType
 
 import typer
 import uvicorn
-from pydantic import ValidationError
 
 from jobs.executors.local import LocalExecutor
 from jobs.presence import Presence
@@ -21,10 +20,11 @@ from jobs.worker import Worker
 from models_cache import faults
 from models_cache.blobs import BlobStore
 from service.app import create_app
+from service.cli.configuration import load_settings
 from service.free_port import free_port
 from service.middleware import RequestLog
 from service.settings import Settings, child_environment
-from service.supervisor import MISCONFIGURED_STATUS, run_supervisor
+from service.supervisor import run_supervisor
 from service.version import VERSION
 
 log = logging.getLogger("graft")
@@ -44,7 +44,7 @@ def add_to(app: typer.Typer) -> None:
 
 def serve() -> None:
     """Run the service: api, inference and worker, restarted when they die. Ctrl-C ends it."""
-    settings = _settings()
+    settings = load_settings()
     environment = child_environment(settings) | {
         "GRAFT_PORT": str(settings.port or free_port(settings.host))
     }
@@ -59,7 +59,7 @@ def serve() -> None:
 
 def api() -> None:
     """Run the api process alone."""
-    settings = _settings()
+    settings = load_settings()
     _log_to_stderr(settings)
     uvicorn.run(
         RequestLog(create_app(settings)),
@@ -79,7 +79,7 @@ def inference() -> None:
     """Run the inference process alone."""
     from models_cache import inference as process  # noqa: PLC0415 - it imports torch
 
-    settings = _settings()
+    settings = load_settings()
     _log_to_stderr(settings)
     process.serve(
         process.InferenceConfig(
@@ -95,7 +95,7 @@ def inference() -> None:
 
 def worker() -> None:
     """Run a worker process alone."""
-    settings = _settings()
+    settings = load_settings()
     _log_to_stderr(settings)
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
     database = Database(settings.resolved_database_url)
@@ -135,17 +135,6 @@ class _StopFlag:
     def is_set(self) -> bool:
         """Tell whether the process should end."""
         return self._set
-
-
-def _settings() -> Settings:
-    try:
-        return Settings()
-    except ValidationError as error:
-        for fault in error.errors(include_url=False, include_input=False):
-            name = "_".join(str(part) for part in fault["loc"])
-            where = f"GRAFT_{name.upper()}: " if name else ""
-            print(f"graft: {where}{fault['msg']}", file=sys.stderr)
-        raise typer.Exit(MISCONFIGURED_STATUS) from None
 
 
 def _gpu_count(settings: Settings) -> int:

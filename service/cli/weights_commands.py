@@ -15,7 +15,7 @@ from rich.table import Table
 from models_cache import weights_bundle
 from models_cache.catalogue import Catalogue
 from models_cache.weights import WeightsVault, obtain
-from service.settings import Settings
+from service.cli.configuration import load_settings
 
 app = typer.Typer(help="Pretrained weights on this machine.", no_args_is_help=True)
 
@@ -113,7 +113,7 @@ def _as_json(row: weights_bundle.WeightsStatus) -> dict[str, str | bool | None]:
 
 
 def _vault() -> tuple[WeightsVault, Catalogue]:
-    settings = Settings()
+    settings = load_settings()
     catalogue = Catalogue.load(extra_files=[Path(path) for path in settings.weights_catalog])
     vault = WeightsVault(
         settings.data_dir / "weights", settings.weights_sources, offline=settings.offline
