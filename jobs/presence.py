@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jobs import lifecycle
 from jobs.states import JobEvent
-from jobs.store import jobs, workers
+from jobs.store import leases, workers
 from jobs.store.database import Database, utc_now
 from models_cache import faults
 
@@ -73,15 +73,15 @@ class Presence:
         with self._database.read() as connection:
             here = workers.on_host(connection, self._host)
             silent = workers.silent_since(connection, utc_now() - silent_after)
-            over = jobs.with_lease_over(connection)
+            over = leases.with_lease_over(connection)
         dead = [w for w in here if w != self.worker_id and self._is_dead(w)]
         dead += [w for w in silent if w not in here and w != self.worker_id]
         if not dead and not over:
             return []
         faults.reach("worker.before_recovery")
         with self._database.write() as connection:
-            lost = {job.id: job for job in jobs.held_by_workers(connection, dead)}
-            lost |= {job.id: job for job in jobs.with_lease_over(connection)}
+            lost = {job.id: job for job in leases.held_by_workers(connection, dead)}
+            lost |= {job.id: job for job in leases.with_lease_over(connection)}
             for job in lost.values():
                 lifecycle.move(connection, job, JobEvent.LOSE)
             workers.remove(connection, dead)

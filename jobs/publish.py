@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from jobs import lifecycle
 from jobs.states import JobEvent
-from jobs.store import datasets, jobs, models
+from jobs.store import datasets, leases, models
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
 from models_cache import faults
@@ -50,7 +50,9 @@ def finish(
             result = {key: value for key, value in last.items() if key not in ("kind", "at")}
         metrics = last.get("metrics")
         if metrics:
-            jobs.record(connection, lease, {"metrics": metrics}, [("metrics", {"final": metrics})])
+            leases.record(
+                connection, lease, {"metrics": metrics}, [("metrics", {"final": metrics})]
+            )
         changes = {"result": result, "resources": _resources(job, last)}
         lifecycle.move(connection, job, JobEvent.SUCCEED, lease=lease, changes=changes)
         faults.reach("publish.in_tx")

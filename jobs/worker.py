@@ -13,28 +13,28 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from jobs import lifecycle, publish
+from jobs.attempt import Attempt
 from jobs.errors import (
     AttemptDied,
     AttemptsExhausted,
     AttemptStalled,
     LeaseLost,
 )
-from jobs.executors.protocol import AttemptKind, AttemptSpec, Executor, Exited, Handle, Lost
+from jobs.executors.protocol import AttemptKind, AttemptSpec, Executor, Exited, Lost
 from jobs.presence import Presence
 from jobs.progress import FILE_NAME as PROGRESS_FILE
 from jobs.progress import read_progress
 from jobs.specs import Machine, remove_scratch, write_spec
 from jobs.states import TERMINAL, JobEvent, JobState
-from jobs.store import datasets, jobs
+from jobs.store import datasets, jobs, leases
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
 from models_cache import faults
@@ -74,26 +74,6 @@ class WorkerLimits:
     stall_seconds: float = 300.0
     fault_limit: int = 3
     first_backoff_seconds: float = 0.5
-
-
-@dataclass
-class Attempt:
-    """One running attempt: the only mutable record of the worker."""
-
-    job: Job
-    slot: str
-    place: int
-    lease: Lease
-    handle: Handle
-    folder: Path
-    offset_bytes: int = 0
-    last_line: dict[str, Any] | None = None
-    report_sha256: str | None = None
-    checkpoints: int = 0
-    stopping: JobState | None = None
-    stall: AttemptStalled | None = None
-    renewed_at: float = field(default_factory=time.monotonic)
-    progressed_at: float = field(default_factory=time.monotonic)
 
 
 class Worker:
@@ -181,12 +161,12 @@ class Worker:
             return False
         kinds = SLOT_KINDS[slot]
         with self._database.read() as connection:
-            if not jobs.has_claimable(connection, kinds):
+            if not leases.has_claimable(connection, kinds):
                 return False
         lease_length = timedelta(seconds=self._limits.lease_seconds)
         token = uuid.uuid4().hex
         with self._database.write() as connection:
-            job = jobs.claim(connection, kinds, self._presence.worker_id, token, lease_length)
+            job = leases.claim(connection, kinds, self._presence.worker_id, token, lease_length)
         if job is None:
             return False
         faults.reach("worker.after_claim")
@@ -266,58 +246,25 @@ class Worker:
         changes: dict[str, Any] = {}
         rows: list[tuple[str, dict[str, Any]]] = []
         for line in lines:
-            self._sort(attempt, line, changes, rows)
+            attempt.take(line, changes, rows)
         if changes or rows:
             with self._database.write() as connection:
-                jobs.record(connection, attempt.lease, changes, rows)
+                leases.record(connection, attempt.lease, changes, rows)
         attempt.offset_bytes = offset_bytes
         attempt.progressed_at = time.monotonic()
-
-    @staticmethod
-    def _sort(
-        attempt: Attempt,
-        line: dict[str, Any],
-        changes: dict[str, Any],
-        rows: list[tuple[str, dict[str, Any]]],
-    ) -> None:
-        """Sort one line of a child into columns, event rows and what the worker keeps."""
-        kind = line["kind"]
-        data = {key: value for key, value in line.items() if key not in ("kind", "at")}
-        match kind:
-            case "progress":
-                changes["progress"] = data
-                return
-            case "phase":
-                changes |= {"phase": data["phase"], "progress": None}
-            case "resolved":
-                changes["resolved"] = data["resolved"]
-            case "metrics":
-                changes["metrics"] = {**changes.get("metrics", {}), **data["metrics"]}
-            case "checkpoint":
-                attempt.checkpoints += 1
-                changes["faults"] = 0
-            case "report":
-                attempt.report_sha256 = data["report_sha256"]
-                return
-            case "result" | "error":
-                attempt.last_line = line
-                return
-            case _:  # log, warning: only a row
-                pass
-        rows.append((kind, data))
 
     def _renew(self, attempt: Attempt) -> None:
         """Prolong the lease."""
         now = time.monotonic()
         length = timedelta(seconds=self._limits.lease_seconds)
         with self._database.write() as connection:
-            jobs.renew(connection, attempt.lease, length)
+            leases.renew(connection, attempt.lease, length)
         attempt.renewed_at = now
 
     def _stop_if_asked(self, attempt: Attempt) -> None:
         """Stop the child of a job that is to be cancelled or paused, or that has stalled."""
         with self._database.read() as connection:
-            status = jobs.status_of_held(connection, attempt.lease)
+            status = leases.status_of_held(connection, attempt.lease)
         if status is JobState.CANCELLING and attempt.stopping is not JobState.CANCELLING:
             self._executor.cancel(attempt.handle, self._limits.cancel_grace_seconds)
             attempt.stopping = status
@@ -378,7 +325,7 @@ class Worker:
         wait = timedelta(seconds=self._limits.first_backoff_seconds * 4 ** (count - 1))
         with self._database.write() as connection:
             warning = {"code": died.code, "message": str(died)}
-            jobs.record(connection, lease, {}, [("warning", warning)])
+            leases.record(connection, lease, {}, [("warning", warning)])
             changes = {"faults": count, "not_before": utc_now() + wait}
             lifecycle.move(connection, job, JobEvent.LOSE, lease=lease, changes=changes)
 

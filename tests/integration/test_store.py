@@ -24,7 +24,7 @@ from jobs.errors import (
     VersionNotFound,
 )
 from jobs.states import JobEvent, JobState
-from jobs.store import datasets, events, idempotency, jobs, models
+from jobs.store import datasets, events, idempotency, jobs, leases, models
 from jobs.store.database import Database
 from jobs.store.jobs import Job, Lease, NewJob
 from jobs.store.models import NewVersion
@@ -60,7 +60,7 @@ def accept(database: Database, job_id: str, **fields: object) -> Job:
 
 def claim(database: Database, token: str, lease: timedelta = LONG) -> Job | None:
     with database.write() as connection:
-        return jobs.claim(connection, ("fine_tune",), f"worker-{token}", token, lease)
+        return leases.claim(connection, ("fine_tune",), f"worker-{token}", token, lease)
 
 
 def new_version(digest: str, job_id: str | None = None, name: str = "m") -> NewVersion:
@@ -130,23 +130,23 @@ def test_every_write_of_a_worker_that_lost_its_lease_is_refused(database: Databa
     claim(database, "new")
     zombie = Lease("job_a", "old")
     with database.write() as connection, pytest.raises(LeaseLost):
-        jobs.renew(connection, zombie, LONG)
+        leases.renew(connection, zombie, LONG)
     with database.write() as connection, pytest.raises(LeaseLost):
-        jobs.record(connection, zombie, {"phase": "train"}, [("log", {})])
+        leases.record(connection, zombie, {"phase": "train"}, [("log", {})])
     for event in (JobEvent.SUCCEED, JobEvent.FAIL, JobEvent.LOSE, JobEvent.STOP):
         with database.write() as connection, pytest.raises(LeaseLost):
             jobs.transition(connection, "job_a", event, lease=zombie)
     with database.read() as connection:
         assert jobs.get(connection, "job_a").status is JobState.RUNNING
         with pytest.raises(LeaseLost):
-            jobs.status_of_held(connection, zombie)
+            leases.status_of_held(connection, zombie)
 
 
 def test_lease_that_is_over_is_found(database: Database) -> None:
     accept(database, "job_a")
     claim(database, "t", timedelta(seconds=-1))
     with database.read() as connection:
-        assert [job.id for job in jobs.with_lease_over(connection)] == ["job_a"]
+        assert [job.id for job in leases.with_lease_over(connection)] == ["job_a"]
 
 
 def test_ended_job_moves_no_more_and_open_job_cannot_be_deleted(database: Database) -> None:

@@ -15,7 +15,7 @@ from jobs.executors.local import LocalExecutor
 from jobs.presence import Presence
 from jobs.specs import Machine
 from jobs.states import JobEvent, JobState
-from jobs.store import datasets, events, jobs, workers
+from jobs.store import datasets, events, jobs, leases, workers
 from jobs.store.database import Database
 from jobs.store.jobs import Job, NewJob
 from jobs.worker import Worker, WorkerLimits
@@ -117,7 +117,7 @@ def test_jobs_of_a_dead_worker_are_queued_at_once_and_of_a_living_one_left_alone
     dead = Presence(database, tmp_path / "workers", "worker_dead", "cpu")
     dead.begin()
     with database.write() as connection:
-        jobs.claim(connection, ("fine_tune",), "worker_dead", "t", timedelta(hours=1))
+        leases.claim(connection, ("fine_tune",), "worker_dead", "t", timedelta(hours=1))
     other = Presence(database, tmp_path / "workers", "worker_other", "cpu")
     other.begin()
     assert other.recover_jobs(timedelta(hours=1)) == []
