@@ -76,7 +76,7 @@ class Attempt:
                 changes["metrics"] = {**changes.get("metrics", {}), **data["metrics"]}
             case "checkpoint":
                 self.checkpoints += 1
-                changes["faults"] = 0
+                changes |= {"faults": 0, "checkpoint_attempt": self.job.attempt}
             case "report":
                 self.report_sha256 = data["report_sha256"]
                 return

@@ -206,8 +206,14 @@ def spawn(
         pass_fds=inherited.descriptors,
         start_new_session=True,
     )
+    try:
+        handle = ProcessHandle.of(child.pid)
+    except OSError:  # no descriptors left: nobody could watch it
+        child.kill()
+        child.wait()
+        raise
     child.returncode = 0  # reaped by `reap` alone: Popen would take the status when collected
-    return ProcessHandle.of(child.pid)
+    return handle
 
 
 def _become(owner_pid: int, nice: int, command: list[str]) -> None:

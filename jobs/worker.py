@@ -48,6 +48,7 @@ STOPPED_ON_REQUEST = 75
 #: What goes away and comes back: the database, the disk.
 _AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
 _START_AGAIN_AFTER = timedelta(seconds=5)
+_AGAIN_AFTER_LOSS = timedelta(seconds=1)
 #: What a slot of each kind may run: data and downloads never wait for a training.
 SLOT_KINDS = {"train": ("fine_tune",), "data": ("ingest",), "weights": ("download",)}
 CHILD_KINDS: dict[str, AttemptKind] = {
@@ -73,6 +74,9 @@ class WorkerLimits:
     drain_grace_seconds: float = 8.0  # less than the supervisor's, so that jobs are queued again
     stall_seconds: float = 300.0
     fault_limit: int = 3
+    #: Attempts in a row without a new checkpoint, whoever's fault: a job that takes its worker or
+    #: its fork server down each time must end as well.
+    attempt_limit: int = 50
     first_backoff_seconds: float = 0.5
 
 
@@ -174,6 +178,10 @@ class Worker:
         return True
 
     def _begin(self, job: Job, slot: str, place: int, lease: Lease) -> None:
+        in_a_row = job.attempt - job.checkpoint_attempt - 1
+        if in_a_row >= self._limits.attempt_limit:
+            self._fail(job, lease, AttemptsExhausted(in_a_row, "the loss of what ran it"))
+            return
         try:
             with self._database.read() as connection:
                 dataset = job.dataset_id and datasets.get(connection, job.dataset_id, job.project)
@@ -295,12 +303,10 @@ class Worker:
             self._move(attempt, JobEvent.FAIL, {"error": told})
         elif attempt.stopping is not None:
             self._move(attempt, JobEvent.STOP)
-        elif (
-            isinstance(outcome, Lost)
-            or outcome.status == STOPPED_ON_REQUEST
-            or (outcome.killed_by_us and attempt.stall is None)
-        ):
-            self._move(attempt, JobEvent.LOSE)
+        elif isinstance(outcome, Lost):
+            self._move(attempt, JobEvent.LOSE, {"not_before": utc_now() + _AGAIN_AFTER_LOSS})
+        elif outcome.status == STOPPED_ON_REQUEST or (outcome.killed_by_us and not attempt.stall):
+            self._move(attempt, JobEvent.LOSE)  # the service is stopping
         else:
             self._count_fault(attempt, outcome.describe())
 

@@ -52,10 +52,10 @@ class BlobStore:
     def put_bytes(self, data: bytes) -> Blob:
         """Store `data` durably and return its name."""
         sha256 = durable.sha256_of_bytes(data)
-        path = self.local_path(sha256)
-        if not path.exists():
-            durable.write_bytes(path, data, point="blob")
-        return Blob(sha256, len(data))
+        blob = Blob(sha256, len(data))
+        if not self.exists(blob):
+            durable.write_bytes(self.local_path(sha256), data, point="blob")
+        return blob
 
     def put_file(self, source: Path, sha256: str | None = None) -> Blob:
         """Move a closed file of the same file system into the store, durably.
@@ -66,19 +66,18 @@ class BlobStore:
         """
         size_bytes = source.stat().st_size
         sha256 = sha256 or durable.sha256_of_file(source)
-        path = self.local_path(sha256)
-        if path.exists():
+        blob, path = Blob(sha256, size_bytes), self.local_path(sha256)
+        if self.exists(blob):
             source.unlink()
-            return Blob(sha256, size_bytes)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("rb") as file:
+            return blob
+        with durable.needing_space("storing a file"):
+            path.parent.mkdir(parents=True, exist_ok=True)
             faults.reach("blob.before_fsync")
-            os.fsync(file.fileno())
-        source.chmod(0o600)
-        faults.reach("blob.before_rename")
-        source.replace(path)
-        durable.fsync_folder(path.parent)
-        return Blob(sha256, size_bytes)
+            _flush(source)
+            faults.reach("blob.before_rename")
+            source.replace(path)
+            durable.fsync_folder(path.parent)
+        return blob
 
     def put_files(self, sources: Mapping[str, Path]) -> None:
         """Move many closed files of the same file system into the store; all durable at the end.
@@ -89,7 +88,15 @@ class BlobStore:
         Args:
             sources: By SHA-256, which the caller computed while writing; gone afterwards.
         """
-        fresh = {s: path for s, path in sources.items() if not self.local_path(s).exists()}
+        with durable.needing_space("storing files"):
+            self._put_files(sources)
+
+    def _put_files(self, sources: Mapping[str, Path]) -> None:
+        fresh = {
+            sha256: path
+            for sha256, path in sources.items()
+            if not self.exists(Blob(sha256, path.stat().st_size))
+        }
         faults.reach("blob.before_fsync")
         with ThreadPoolExecutor(_FLUSHING_THREADS) as pool:
             for _ in pool.map(_flush, fresh.values()):
@@ -135,16 +142,22 @@ class BlobStore:
         """
         with self.open(sha256) as file:
             data = file.read()
-        if (actual := durable.sha256_of_bytes(data)) != sha256:
-            raise BlobCorrupt(sha256, actual)
+        self._require(sha256, durable.sha256_of_bytes(data))
         return data
 
     def verify(self, sha256: str) -> None:
         """Raise `BlobMissing` or `BlobCorrupt` unless the stored bytes match their name."""
         with self.open(sha256) as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
-        if actual != sha256:
-            raise BlobCorrupt(sha256, actual)
+        self._require(sha256, actual)
+
+    def _require(self, sha256: str, actual: str) -> None:
+        """Raise `BlobCorrupt` and put the file aside, so that the same bytes can be put again."""
+        if actual == sha256:
+            return
+        path = self.local_path(sha256)
+        path.replace(path.with_name(f"{sha256}.corrupt"))
+        raise BlobCorrupt(sha256, actual)
 
 
 def _flush(path: Path) -> None:

@@ -32,7 +32,8 @@ def writing(path: Path, point: str = "file") -> Iterator[BinaryIO]:
         point: Prefix of the fault points `<point>.before_fsync|before_rename|after_rename`.
 
     Raises:
-        InsufficientStorage: The disk, its inodes or a quota is full; `path` is untouched.
+        InsufficientStorage: The disk, its inodes or a quota is full; `path` is as before, or
+            complete if only making its name durable failed.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
@@ -52,6 +53,16 @@ def writing(path: Path, point: str = "file") -> Iterator[BinaryIO]:
         raise
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def needing_space(doing: str) -> Iterator[None]:
+    """Raise `InsufficientStorage` for a full disk inside the block; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        raise_if_full(error, doing)
         raise
 
 

@@ -152,7 +152,7 @@ class WeightsVault:
         """
         if (path := self.path_if_verified(info)) is not None:
             return path
-        with locked(self._root / ".locks", info.file):
+        with locked(self._root / ".locks", info.file, lambda: report(0, None)):
             if (path := self.path_if_verified(info)) is not None:
                 return path  # another caller was first
             failures: list[tuple[str, Exception]] = []

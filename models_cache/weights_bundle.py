@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,8 @@ def import_bundle(
         raise BundleInvalid(str(path), f"{type(error).__name__}: {error}"[:200]) from error
     except FileNotFoundError as error:
         raise BundleInvalid(str(path), "there is no such file") from error
+    except (zlib.error, IsADirectoryError) as error:
+        raise BundleInvalid(str(path), f"it is damaged: {error}"[:200]) from error
     return taken
 
 

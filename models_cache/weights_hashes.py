@@ -8,7 +8,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,17 +18,39 @@ from typing import Any
 from models_cache import durable
 from models_cache.errors import CatalogueInvalid, WeightsHashMismatch
 
+_LOOK_AGAIN_SECONDS = 0.2
+
 
 @contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock `name` among all processes and threads of this host; ends with its holder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def locked(
+    folder: Path, name: str, while_waiting: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Hold the lock `name` among all processes and threads of this host; ends with its holder.
+
+    Args:
+        folder: Folder of lock files.
+        name: What is locked.
+        while_waiting: Called now and then until the lock is free: whoever waits is not stalled.
+    """
+    with durable.needing_space("locking a weights file"):
+        folder.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(folder / f"{name}.lock", flags, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while not _taken(descriptor):
+            while_waiting()
+            time.sleep(_LOOK_AGAIN_SECONDS)
         yield
     finally:
         os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class LearnedHashes:

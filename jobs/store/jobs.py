@@ -51,6 +51,7 @@ class Job:
     error: dict[str, Any] | None
     attempt: int
     faults: int
+    checkpoint_attempt: int
     not_before: datetime | None
     retry_of: str | None
     worker_id: str | None
@@ -106,6 +107,7 @@ def accept(connection: Connection, new: NewJob) -> Job:
             resources={},
             attempt=0,
             faults=0,
+            checkpoint_attempt=0,
             retry_of=new.retry_of,
             event_seq=0,
             created_at=utc_now(),

@@ -101,6 +101,8 @@ jobs = Table(
     Column("attempt", Integer, nullable=False),
     #: Attempts in a row that died by their own fault without a new checkpoint.
     Column("faults", Integer, nullable=False),
+    #: The attempt that wrote the newest checkpoint; 0 before the first.
+    Column("checkpoint_attempt", Integer, nullable=False),
     Column("not_before", UtcTime, nullable=True),
     Column("retry_of", String(48), nullable=True),
     Column("worker_id", String(64), nullable=True),

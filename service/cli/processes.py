@@ -45,6 +45,7 @@ def add_to(app: typer.Typer) -> None:
 def serve() -> None:
     """Run the service: api, inference and worker, restarted when they die. Ctrl-C ends it."""
     settings = load_settings()
+    os.umask(0o077)
     environment = child_environment(settings) | {
         "GRAFT_PORT": str(settings.port or free_port(settings.host))
     }
@@ -60,7 +61,7 @@ def serve() -> None:
 def api() -> None:
     """Run the api process alone."""
     settings = load_settings()
-    _log_to_stderr(settings)
+    _prepare(settings)
     uvicorn.run(
         RequestLog(create_app(settings)),
         host=settings.host,
@@ -80,7 +81,7 @@ def inference() -> None:
     from models_cache import inference as process  # noqa: PLC0415 - it imports torch
 
     settings = load_settings()
-    _log_to_stderr(settings)
+    _prepare(settings)
     process.serve(
         process.InferenceConfig(
             data_folder=settings.data_dir,
@@ -96,7 +97,7 @@ def inference() -> None:
 def worker() -> None:
     """Run a worker process alone."""
     settings = load_settings()
-    _log_to_stderr(settings)
+    _prepare(settings)
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
     database = Database(settings.resolved_database_url)
     database.migrate()
@@ -146,7 +147,9 @@ def _gpu_count(settings: Settings) -> int:
     return len(list(Path("/dev").glob(_GPU_FILES)))
 
 
-def _log_to_stderr(settings: Settings) -> None:
+def _prepare(settings: Settings) -> None:
+    """Keep every file to this user, and log to standard error."""
+    os.umask(0o077)
     logging.basicConfig(
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",

@@ -24,7 +24,11 @@ from tests.integration import poison
 from tests.waiting import until
 
 LIMITS = WorkerLimits(
-    stall_seconds=0.5, first_backoff_seconds=0.01, cancel_grace_seconds=0.2, sweep_seconds=0.2
+    attempt_limit=4,
+    stall_seconds=0.5,
+    first_backoff_seconds=0.01,
+    cancel_grace_seconds=0.2,
+    sweep_seconds=0.2,
 )
 
 
@@ -61,9 +65,12 @@ def look(database: Database, job_id: str) -> Job:
         return jobs.get(connection, job_id)
 
 
-def work(database: Database, folder: Path, done: Callable[[], bool]) -> None:
+def work(
+    database: Database, folder: Path, done: Callable[[], bool], preload: tuple[str, ...] = ()
+) -> None:
     """Run a worker in this thread, the main one, until `done`."""
-    executor = LocalExecutor(dict(os.environ), target="tests.integration.poison:run", preload=())
+    target = "tests.integration.poison:run"
+    executor = LocalExecutor(dict(os.environ), target=target, preload=preload)
     presence = Presence(database, folder / "workers", "worker_test", "cpu")
     machine = Machine(data_folder=folder)
     Worker(database, BlobStore(folder / "blobs"), executor, machine, presence, LIMITS).run(done)
@@ -94,6 +101,16 @@ def test_attempts_that_get_further_are_not_counted_together(
     assert job.attempt == 5
     assert job.error is not None
     assert job.error["code"] == "diverged"
+
+
+def test_job_whose_fork_server_dies_each_time_ends_too(database: Database, tmp_path: Path) -> None:
+    job_id = accept(database, poison.CRASH)
+    preload = ("tests.integration.dying_import",)
+    work(database, tmp_path, lambda: look(database, job_id).status is JobState.FAILED, preload)
+    job = look(database, job_id)
+    assert job.error is not None
+    assert job.error["code"] == "attempts-exhausted"
+    assert job.attempt == LIMITS.attempt_limit + 1
 
 
 def test_attempt_without_progress_is_restarted_as_stalled(

@@ -65,6 +65,7 @@ def upgrade() -> None:
         sa.Column("error", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("faults", sa.Integer(), nullable=False),
+        sa.Column("checkpoint_attempt", sa.Integer(), nullable=False),
         sa.Column("not_before", sa.String(length=32), nullable=True),
         sa.Column("retry_of", sa.String(length=48), nullable=True),
         sa.Column("worker_id", sa.String(length=64), nullable=True),
