@@ -29,6 +29,7 @@ from jobs.errors import (
     LeaseLost,
 )
 from jobs.executors.protocol import AttemptKind, AttemptSpec, Executor, Exited, Lost
+from jobs.housekeeping import bound_caches
 from jobs.presence import Presence
 from jobs.progress import FILE_NAME as PROGRESS_FILE
 from jobs.progress import read_progress
@@ -73,6 +74,7 @@ class WorkerLimits:
     pause_grace_seconds: float = 30.0
     drain_grace_seconds: float = 8.0  # less than the supervisor's, so that jobs are queued again
     stall_seconds: float = 300.0
+    disk_cache_bytes: int = 20 << 30
     fault_limit: int = 3
     #: Attempts in a row without a new checkpoint, whoever's fault: a job that takes its worker or
     #: its fork server down each time must end as well.
@@ -315,6 +317,7 @@ class Worker:
         with self._database.read() as connection:
             status = jobs.get(connection, attempt.job.id, attempt.job.project).status
         if status in TERMINAL:
+            bound_caches(self._machine.data_folder, self._limits.disk_cache_bytes)
             folder = self._machine.run_folder(attempt.job.id) / "checkpoints"
             shutil.rmtree(folder, ignore_errors=True)
 

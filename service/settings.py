@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         4 << 30, ge=64 << 20, description="Bound of loaded models in memory, in bytes."
     )
+    disk_cache_bytes: int = Field(
+        20 << 30, ge=0, description="Bound of decoded pixels and features on disk, in bytes."
+    )
     max_upload_bytes: int = Field(
         2 << 30, ge=1024, description="Largest data set archive, in bytes."
     )
@@ -160,6 +163,7 @@ class Settings(BaseSettings):
             lease_seconds=self.lease_seconds,
             heartbeat_seconds=min(10.0, self.lease_seconds / 4.5),
             stall_seconds=self.stall_seconds,
+            disk_cache_bytes=self.disk_cache_bytes,
         )
 
 
