@@ -1,23 +1,13 @@
-"""Fixtures that more than one tier of tests needs."""
+"""Fixtures that more than one tier needs; imports nothing that a bare GPU image lacks."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.databases import postgresql_server
-
 _REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real PostgreSQL server; `databases.new_database` makes databases on it."""
-    with postgresql_server(tmp_path_factory.mktemp("postgresql")) as uri:
-        yield uri
 
 
 @pytest.fixture(scope="session")

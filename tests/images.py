@@ -7,6 +7,7 @@ Everything is decided by a seed, so a test fails the same way twice.
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,32 @@ def encode_image(image: Image.Image, format_name: str, **options: object) -> byt
     buffer = io.BytesIO()
     image.save(buffer, format_name, **options)
     return buffer.getvalue()
+
+
+def tiff_bytes(
+    row: bytes, width: int, bits: tuple[int, ...], photometric: int, extra_sample: int | None = None
+) -> bytes:
+    """Write a TIFF of one uncompressed row, in forms that Pillow reads and does not write.
+
+    Args:
+        row: The samples, packed.
+        width: In pixels.
+        bits: Of each sample of a pixel; all the same, at most two.
+        photometric: 0 if zero is white, 1 if it is black.
+        extra_sample: What the second sample is: 1 associated alpha, 2 unassociated.
+    """
+    short, long = 3, 4
+    tags = {256: (short, width), 257: (short, 1), 259: (short, 1), 262: (short, photometric)}
+    tags |= {277: (short, len(bits)), 278: (short, 1), 279: (long, len(row)), 273: (long, 0)}
+    if extra_sample is not None:
+        tags[338] = (short, extra_sample)
+    row_at = 8 + 2 + 12 * (len(tags) + 1) + 4
+    tags[273] = (long, row_at)
+    fields = {tag: struct.pack("<HHII", tag, kind, 1, value) for tag, (kind, value) in tags.items()}
+    values = (*bits, 0)[:2]
+    fields[258] = struct.pack("<HHIHH", 258, short, len(bits), *values)
+    directory = b"".join(fields[tag] for tag in sorted(fields))
+    return b"II*\0" + struct.pack("<IH", 8, len(fields)) + directory + bytes(4) + row
 
 
 def shape_bytes(shape: str, seed: int = 0, format_name: str = "JPEG") -> bytes:

@@ -353,10 +353,32 @@ def test_a_decode_that_needs_much_memory_costs_one_image(uploads: Uploads) -> No
     assert len(done.manifest.images) == 30
 
 
-def test_a_full_disk_is_an_error_and_not_a_crash(uploads: Uploads) -> None:
-    done = uploads.ingest(zip_bytes(class_folders()), faults="pixels.before_fsync=enospc")
+@pytest.mark.parametrize(
+    "point", ["blob.before_fsync", "blob.before_rename", "pixels.before_fsync"]
+)
+def test_a_full_disk_is_an_error_and_not_a_crash(uploads: Uploads, point: str) -> None:
+    archive = zip_bytes(class_folders())
+    done = uploads.ingest(archive, faults=f"{point}=enospc")
     assert done.status == 0
-    assert done.last["code"] == "insufficient-storage"
+    assert (done.last["kind"], done.last["code"]) == ("error", "insufficient-storage")
+    assert len(uploads.ingest(archive).manifest.images) == 10
+
+
+@pytest.mark.parametrize("point", ["blob.before_fsync", "blob.before_rename"])
+def test_a_full_disk_while_a_rejection_is_reported_is_told(uploads: Uploads, point: str) -> None:
+    done = uploads.ingest(zip_bytes(class_folders(("disc",))), faults=f"{point}=enospc")
+    assert done.status == 0
+    assert (done.last["kind"], done.last["code"]) == ("error", "insufficient-storage")
+
+
+def test_the_icon_of_a_folder_is_a_system_file(uploads: Uploads) -> None:
+    done = uploads.ingest(zip_bytes({**class_folders(), "disc/Icon\r": b"x"}))
+    assert done.report["ignored"] == [{"path": "disc/Icon\\r", "reason": "system-file"}]
+
+
+def test_a_list_of_names_that_begins_like_a_bitmap_is_ignored(uploads: Uploads) -> None:
+    done = uploads.ingest(zip_bytes({**class_folders(), "classes.txt": b"BMW 320\nAudi A4\n"}))
+    assert done.report["ignored"] == [{"path": "classes.txt", "reason": "not-an-image"}]
 
 
 @pytest.mark.parametrize(

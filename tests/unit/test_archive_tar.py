@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
+import struct
 import subprocess
 import tarfile
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.datasets.archive import quick_check, read_archive
+from jobs.datasets.errors import CorruptArchive
 from jobs.datasets.limits import IngestLimits
 from jobs.errors import DatasetError
 from tests.images import class_folders, tar_bytes
@@ -185,6 +189,85 @@ def test_odd_owners_modes_and_times_are_of_no_interest(tmp_path: Path) -> None:
     path = tmp_path / "upload"
     path.write_bytes(member("a/1", mode=0o6777, uid=0, mtime=2**33))
     assert read_all(path) == {"a/1": b""}
+
+
+def gzip_of(*deflated: bytes) -> bytes:
+    """Return a gzip of raw deflate blocks; it has no end, since nobody gets there."""
+    return gzip.compress(b"")[:10] + b"".join(deflated)
+
+
+EMPTY_BLOCK = b"\0\0\0\xff\xff"  # a stored deflate block without content
+NO_BLOCK = b"\x07"  # of the type that does not exist
+
+
+def checked_in_time(path: Path) -> str:
+    started = time.monotonic()
+    kind = quick_check(path, LIMITS)
+    assert time.monotonic() - started < 2
+    return kind
+
+
+def test_a_quick_check_stops_in_a_tar_that_has_no_files(tmp_path: Path) -> None:
+    """Each folder has 1 MiB of extended header, in 7 KiB: 256 MiB, and damage at their end."""
+    noise = random.Random(0).randbytes(7 << 10).hex().encode()
+    headers = pax(record("comment", "x" * ((1 << 20) - 20 - len(noise)) + noise.decode()))
+    folder = member("d", tarfile.DIRTYPE)[:512]
+    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    parts = [packer.compress(headers[: 512 + (1 << 20)] + folder) for _ in range(256)]
+    path = tmp_path / "upload"
+    path.write_bytes(b"".join(parts) + packer.compress(b"damaged!" * 64) + packer.flush())
+    assert checked_in_time(path) == "tar.gz"
+    with pytest.raises(CorruptArchive):
+        read_all(path)
+
+
+def test_a_quick_check_stops_in_a_gzip_that_unpacks_to_nothing(tmp_path: Path) -> None:
+    empty = EMPTY_BLOCK * ((24 << 20) // len(EMPTY_BLOCK))
+    path = tmp_path / "upload"
+    for start in (b"", b"\0" + struct.pack("<HH", 1024, 1024 ^ 0xFFFF) + PLAIN_GNU[:1024]):
+        path.write_bytes(gzip_of(start, empty, NO_BLOCK))
+        assert checked_in_time(path) == "tar.gz"
+        with pytest.raises(CorruptArchive):
+            read_all(path)
+
+
+def test_a_quick_check_of_headers_alone_takes_no_two_seconds(tmp_path: Path) -> None:
+    extended = pax(b"")[:512]
+    headers = b"".join(extended * 7 + member(f"a/{i}")[:512] for i in range(20_000))
+    path = tmp_path / "upload"
+    path.write_bytes(gzip.compress(headers, 1))
+    assert checked_in_time(path) == "tar.gz"
+
+
+def test_gzip_members_without_content_are_refused(tmp_path: Path) -> None:
+    empty = gzip.compress(b"") * 200_000
+    for data in (empty, gzip.compress(PLAIN[:512]) + empty + gzip.compress(PLAIN[512:])):
+        assert code_of(tmp_path, data) == "corrupt-archive"
+
+
+def test_many_gzip_members_with_content_are_one_archive(tmp_path: Path) -> None:
+    content = random.Random(0).randbytes(30 << 20)
+    plain = tar_bytes({"a/1.jpg": content})
+    parts = [plain[i : i + (1 << 14)] for i in range(0, len(plain), 1 << 14)]
+    path = tmp_path / "upload"
+    path.write_bytes(b"".join(gzip.compress(part, 0) for part in parts))
+    assert len(parts) > 1000
+    assert read_all(path) == {"a/1.jpg": content}
+
+
+def test_a_header_whose_checksum_counts_signed_bytes_is_read(tmp_path: Path) -> None:
+    header = with_bytes(PLAIN_GNU, 0, "a/ü.jpg\0".encode())[:512]
+    signed = sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:])
+    header = header[:148] + f"{signed + 8 * 32:06o}\0 ".encode() + header[156:]
+    path = tmp_path / "upload"
+    path.write_bytes(header + PLAIN_GNU[512:])
+    assert read_all(path) == {"a/ü.jpg": b"x"}
+
+
+def test_the_icon_of_a_folder_is_no_invalid_name_in_a_tar(tmp_path: Path) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(tar_bytes({"a/1.jpg": b"x", "a/Icon\r": b"y", "a/._Icon\r": b"z"}))
+    assert list(read_all(path)) == ["a/1.jpg", "a/Icon\r", "a/._Icon\r"]
 
 
 def test_several_gzip_members_and_zero_padding_are_one_archive(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.datasets.archive import quick_check, read_archive
+from jobs.datasets.errors import InvalidName
 from jobs.datasets.limits import IngestLimits
 from jobs.errors import DatasetError
 from tests.images import class_folders, streamed_zip_bytes, zip_bytes
@@ -236,6 +237,32 @@ def test_hostile_zip_is_refused_with_its_code(case: str, tmp_path: Path) -> None
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     assert code_of(tmp_path, named("a/x.png", "a/x.png")) == "duplicate-entry"
     assert code_of(tmp_path, named("a/x.png", "a//./x.png")) == "duplicate-entry"
+
+
+def test_a_name_in_a_code_page_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(patched(named("a/zzz"), b"zzz", b"f\x81r"))
+    with pytest.raises(InvalidName) as caught:
+        quick_check(path, LIMITS)
+    assert "UTF-8" in str(caught.value)
+    assert "7-Zip" in str(caught.value)
+    assert ".tar" in str(caught.value)
+    assert "rename" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Icon\r", "a/Icon\r", "__MACOSX/a/._Icon\r"])
+def test_the_icon_of_a_folder_is_no_invalid_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(named("a/1.jpg", name))
+    assert quick_check(path, LIMITS) == "zip"
+    assert list(read_all(path)) == ["a/1.jpg", name]
+
+
+@pytest.mark.parametrize(
+    "name", ["Icon\r/1.jpg", "a/MyIcon\r", "a/Icon\r\r", "\n/Icon\r", "1.jpg\r"]
+)
+def test_other_names_with_a_carriage_return_are_invalid(tmp_path: Path, name: str) -> None:
+    assert code_of(tmp_path, named(name)) == "invalid-name"
 
 
 def test_too_many_entries_are_refused_from_the_end_record(tmp_path: Path) -> None:

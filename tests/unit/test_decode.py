@@ -19,6 +19,7 @@ from models_cache.decode import (
     read_header,
     read_size,
     resize_shorter_side,
+    sniff_format,
 )
 from models_cache.errors import (
     ImageAspectExtreme,
@@ -29,7 +30,7 @@ from models_cache.errors import (
     ImageUnreadable,
 )
 from models_cache.preprocessing import Interpolation
-from tests.images import draw_shape, encode, encode_image
+from tests.images import draw_shape, encode, encode_image, tiff_bytes
 
 GRADIENT = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
 EXPECTED_GRAY = np.round(GRADIENT / 257).astype(np.uint8)
@@ -93,16 +94,60 @@ def test_sixteen_bit_gray_is_scaled_and_not_clipped(format_name: str) -> None:
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
 
-def test_sixteen_bit_colour_png_is_scaled_within_one_step() -> None:
-    rows = np.stack([GRADIENT] * 3, -1).astype(">u2").reshape(48, -1)
-    raw = b"".join(b"\0" + row.tobytes() for row in rows)
-    header = struct.pack(">IIBBBBB", 64, 48, 16, 2, 0, 0, 0)
+def sixteen_bit_png(values: NDArray[np.uint16], transparent: bytes = b"") -> bytes:
+    """Return a PNG of uint16 `[H, W]` or `[H, W, 3]`, one colour of it transparent."""
+    height, width = values.shape[:2]
+    raw = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2").reshape(height, -1))
+    colour = 0 if values.ndim == 2 else 2
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    if transparent:
+        chunks.insert(1, (b"tRNS", transparent))
     data = b"\x89PNG\r\n\x1a\n"
-    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")):
+    for kind, body in chunks:
         crc = struct.pack(">I", zlib.crc32(kind + body))
         data += struct.pack(">I", len(body)) + kind + body + crc
+    return data
+
+
+def test_sixteen_bit_colour_png_is_scaled_within_one_step() -> None:
+    data = sixteen_bit_png(np.stack([GRADIENT] * 3, -1))
     difference = decode_rgb(data)[..., 1].astype(int) - EXPECTED_GRAY
     assert np.abs(difference).max() <= 1
+
+
+def test_the_transparent_gray_of_a_sixteen_bit_png_is_put_on_white() -> None:
+    values = np.array([[300, 301, 65535]], np.uint16)  # the first two are one gray in 8 bits
+    pixels = decode_rgb(sixteen_bit_png(values, transparent=struct.pack(">H", 300)))
+    assert pixels[0].tolist() == [[255] * 3, [1] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize(
+    ("bits", "row"),
+    [(8, struct.pack("<3B", 0, 255, 128)), (16, struct.pack("<3H", 0, 65535, 32768))],
+)
+@pytest.mark.parametrize(("photometric", "expected"), [(0, [255, 0, 127]), (1, [0, 255, 128])])
+def test_a_tiff_whose_zero_is_white_is_inverted(
+    bits: int, row: bytes, photometric: int, expected: list[int]
+) -> None:
+    pixels = decode_rgb(tiff_bytes(row, 3, (bits,), photometric))
+    assert pixels[0, :, 0].tolist() == expected
+
+
+def test_twelve_bit_pixels_are_refused_and_not_read_as_sixteen() -> None:
+    row = (0x000FFF800000).to_bytes(6, "big")  # 0, 4095, 2048, 0
+    with pytest.raises(ImageModeUnsupported) as caught:
+        decode_rgb(tiff_bytes(row, 4, (12,), 1))
+    assert caught.value.mode == "I;12"
+
+
+@pytest.mark.parametrize(("extra_sample", "expected"), [(1, 227), (2, 177)])
+def test_gray_tiffs_with_either_kind_of_alpha_are_put_on_white(
+    extra_sample: int, expected: int
+) -> None:
+    row = bytes([0, 0, 100, 128, 30, 255])
+    pixels = decode_rgb(tiff_bytes(row, 3, (8, 8), 1, extra_sample))
+    assert pixels[0, :, 0].tolist() == [255, expected, 30]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +224,17 @@ def test_truncated_images_are_unreadable(format_name: str, percent: int) -> None
 def test_what_is_no_image_is_unreadable(data: bytes) -> None:
     with pytest.raises(ImageUnreadable):
         decode_rgb(data)
+
+
+def test_a_text_that_begins_with_bm_is_no_image() -> None:
+    assert sniff_format(b"BMW 320\nAudi A4\nOpel Kadett\n") is None
+    assert sniff_format(b"BM") is None
+    assert sniff_format(encode(draw_shape("disc"), "BMP")) == "BMP"
+
+
+@pytest.mark.parametrize("header_bytes", [12, 40, 52, 56, 64, 108, 124])
+def test_every_known_header_of_a_bmp_is_recognised(header_bytes: int) -> None:
+    assert sniff_format(b"BM" + bytes(12) + struct.pack("<I", header_bytes)) == "BMP"
 
 
 @pytest.mark.parametrize(

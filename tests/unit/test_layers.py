@@ -30,7 +30,25 @@ def test_process_without_a_network_to_run_imports_no_torch(statement: str) -> No
     assert not _modules_after(statement) & {"torch", "torchvision"}
 
 
-@pytest.mark.parametrize("statement", ["import jobs.run", "import models_cache.predictor"])
-def test_training_and_inference_cores_need_no_web_package(statement: str) -> None:
-    web = {"fastapi", "starlette", "pydantic", "uvicorn", "sqlalchemy", "typer", "rich", "httpx2"}
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import jobs.run",
+        "import models_cache.predictor",
+        "import tests.conftest, tests.gpu.test_training_on_gpu, tests.gpu.test_inference_on_gpu",
+    ],
+)
+def test_what_runs_on_a_bare_gpu_image_needs_no_web_package(statement: str) -> None:
+    web = {
+        "psycopg",
+        "psutil",
+        "fastapi",
+        "starlette",
+        "pydantic",
+        "uvicorn",
+        "sqlalchemy",
+        "typer",
+        "rich",
+        "httpx2",
+    }
     assert not _modules_after(statement) & web

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Mapping
 
 import pytest
@@ -79,7 +80,15 @@ def test_other_layouts_are_ambiguous(images: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["__MACOSX/a/._1.jpg", "a/.DS_Store", "a/Thumbs.db", ".git/x.png", "a/._1.jpg", "Desktop.ini"],
+    [
+        "a/Icon\r",
+        "__MACOSX/a/._1.jpg",
+        "a/.DS_Store",
+        "a/Thumbs.db",
+        ".git/x.png",
+        "a/._1.jpg",
+        "Desktop.ini",
+    ],
 )
 def test_system_files_are_junk(path: str) -> None:
     assert is_junk(path)
@@ -178,6 +187,54 @@ def test_malformed_json_lines_are_told(line: bytes) -> None:
     assert problems_of(line, "metadata.jsonl")[0][0] == 1
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("other", ["NFC", "NFD"])
+def test_metadata_finds_images_in_any_unicode_form(form: str, other: str) -> None:
+    image = unicodedata.normalize(form, "é/müller.jpg")
+    name = unicodedata.normalize(other, "é/müller.jpg")
+    data = f"file_name,label\n{name},a\n".encode()
+    assert layout(image, metadata={"metadata.csv": data}).labels == {image: Label("", "a")}
+
+
+def test_metadata_that_fits_two_images_in_other_forms_is_refused() -> None:
+    images = [f"{a}{b}.jpg" for a, b in (("\u00e9", "\u00e9"), ("e\u0301", "e\u0301"))]
+    data = "file_name,label\n\u00e9e\u0301.jpg,a\n".encode()
+    with pytest.raises(InvalidMetadata) as caught:
+        layout(*images, metadata={"metadata.csv": data})
+    assert [problem["code"] for problem in caught.value.problems] == ["ambiguous-file-name"]
+    exact = f"file_name,label\n{images[0]},a\n{images[1]},b\n".encode()
+    assert len(layout(*images, metadata={"metadata.csv": exact}).labels) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("metadata.csv", b"1.jpg\n"),
+        ("metadata.csv", b"\n"),
+        ("metadata.csv", b"9.jpg,a\n"),
+        ("metadata.jsonl", b"{\n"),
+        ("metadata.jsonl", b"[]\n"),
+        ("metadata.jsonl", b'{"file_name": "9.jpg", "label": "a"}\n'),
+    ],
+)
+def test_rows_of_any_kind_are_bounded(name: str, row: bytes) -> None:
+    """`layout` allows 1000 rows; the one behind them is told, the others are not looked at."""
+    data = b"file_name,label\n" * name.endswith(".csv") + row * 5000
+    with pytest.raises(InvalidMetadata) as caught:
+        layout("1.jpg", metadata={name: data})
+    assert caught.value.total <= 1001
+    if row == b"\n":
+        assert [problem["row"] for problem in caught.value.problems] == [1001]
+
+
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\n\n \n"])
+def test_as_many_rows_as_are_allowed_are_read(ending: bytes) -> None:
+    lines = [f'{{"file_name": "{i}.jpg", "label": "a"}}'.encode() for i in range(1000)]
+    images = [f"{i}.jpg" for i in range(1000)]
+    found = layout(*images, metadata={"metadata.jsonl": b"\n".join(lines) + ending})
+    assert len(found.labels) == 1000
+
+
 def test_several_labels_are_refused_by_name() -> None:
     data = {"metadata.csv": b"file_name,labels\n1.jpg,a|b\n"}
     assert code_of("1.jpg", metadata=data) == "multilabel-unsupported"
@@ -221,6 +278,7 @@ def test_class_names_are_in_nfc() -> None:
     [
         ("", "invalid-class-name"),
         (" \t", "invalid-class-name"),
+        ("\u00ad\ufe0f", "invalid-class-name"),
         ("a\nb", "invalid-class-name"),
         ("a\0b", "invalid-class-name"),
         ("a\u202eb", "invalid-class-name"),
@@ -239,7 +297,19 @@ def test_odd_class_names_are_refused(name: str, code: str) -> None:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("Cat", "cat"), ("caf\u00e9", "cafe\u0301"), ("cat.", "cat"), ("cat ", "cat"), ("ß", "SS")],
+    [
+        ("Cat", "cat"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("cat.", "cat"),
+        ("cat ", "cat"),
+        ("ß", "SS"),
+        ("cat\u00ad", "cat"),
+        ("cat\u200c", "cat"),
+        ("c\ufe0fat", "cat"),
+        ("cat\u3164", "cat"),
+        ("cat\U000e0061", "cat"),
+        ("cafe\u200d\u0301", "caf\u00e9"),
+    ],
 )
 def test_names_that_look_the_same_collide(first: str, second: str) -> None:
     with pytest.raises(DatasetError) as caught:
