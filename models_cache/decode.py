@@ -35,7 +35,7 @@ from models_cache.preprocessing import Interpolation
 
 Pixels = NDArray[np.uint8]
 
-SNIFF_BYTES = 16  # enough of a file's start for `sniff_format`
+SNIFF_BYTES = 18  # enough of a file's start for `sniff_format`
 
 # The classes are called directly, not through `Image.open`: the format is decided by our own
 # allow-list, no other plugin can be reached, and our tighter size limit is the one that answers.
@@ -56,7 +56,6 @@ _MAGICS = (
     (b"MM\x00*", "TIFF"),
     (b"II+\x00", "TIFF"),
     (b"MM\x00+", "TIFF"),
-    (b"BM", "BMP"),
     # Known, and refused by name: what a user should be told is not "unreadable".
     (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
@@ -65,6 +64,8 @@ _MAGICS = (
     (b"8BPS", "PSD"),
 )
 _HEIF_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
+# "BM" alone may begin a text: the size of the header behind it has to be a known one, too
+_BMP_HEADER_BYTES = frozenset({12, 40, 52, 56, 64, 108, 124})
 _RESAMPLING: dict[str, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -80,6 +81,8 @@ _UPRIGHT: dict[int, Image.Transpose] = {  # EXIF orientation -> what makes the p
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
+_WHITE_IS_ZERO = 0
 _PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"})
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
@@ -125,6 +128,9 @@ def sniff_format(start: bytes) -> str | None:
         return "WEBP"
     if start[4:8] == b"ftyp":
         return _HEIF_BRANDS.get(start[8:12])
+    if start[:2] == b"BM":
+        header_bytes = int.from_bytes(start[14:18], "little")
+        return "BMP" if header_bytes in _BMP_HEADER_BYTES else None
     return next((name for magic, name in _MAGICS if start.startswith(magic)), None)
 
 
@@ -165,7 +171,8 @@ def decode_rgb(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
         ImageFormatUnsupported: An image of a format outside the allow-list.
         ImageTooLarge: More pixels or a longer side than `limits` allow.
         ImageAspectExtreme: Longer and thinner than `limits` allow.
-        ImageModeUnsupported: Floating point, signed or Lab pixels, which have no one 8-bit meaning.
+        ImageModeUnsupported: Floating point, signed, 12-bit or Lab pixels, which are not turned
+            into 8-bit ones here.
     """
     try:
         with _opened(data, limits) as image:
@@ -273,10 +280,30 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _scaled_16_bit(image: Image.Image) -> Image.Image:
     """Map 0..65535 to 0..255: `convert` would clip instead and turn photographs white."""
     values = np.asarray(image).astype(np.uint32)
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if isinstance(image, TiffImageFile):
+        values = _black_is_zero(image, values)
+    scaled = ((values + 128) // 257).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        scaled[values == transparent] = 255
+    return Image.fromarray(scaled).convert("RGB")
+
+
+def _black_is_zero(image: TiffImageFile, values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Turn a TIFF's 16-bit values the way that Pillow does for 8 bits only.
+
+    Raises:
+        ImageModeUnsupported: They have 12 bits, which Pillow does not spread over 16.
+    """
+    bits = image.tag_v2.get(_BITS_TAG)
+    if bits is None or bits[0] != 16:
+        raise ImageModeUnsupported("I;12")
+    inverted = image.tag_v2.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
+    return 65535 - values if inverted else values
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")  # the only conversion that Pillow has for it
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     white = Image.new("RGB", rgba.size, (255, 255, 255))
     white.paste(rgba, mask=rgba.getchannel("A"))

@@ -26,6 +26,10 @@ _INVISIBLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
 _DRIVE = re.compile(r"[A-Za-z]:/")
+# Finder keeps a folder's own picture in a file whose name ends in a carriage return, and so does
+# its shadow under `__MACOSX`. Nobody can rename them; they are skipped as junk.
+_FINDER_ICON = re.compile(r"(?:.*[/\\])?(?:\._)?Icon\r", re.DOTALL)
+_PACK_AGAIN = "pack again as .tar, or as .zip with UTF-8 names (in 7-Zip the parameter cu=on)"
 
 
 def fault_of_text(text: str) -> str | None:
@@ -45,7 +49,7 @@ def decode_name(raw: bytes) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         shown = printable(raw[:200].decode("latin-1"))
-        raise InvalidName(shown, "is not encoded in UTF-8") from error
+        raise InvalidName(shown, "is not encoded in UTF-8", _PACK_AGAIN) from error
 
 
 def clean_name(name: str, limits: IngestLimits) -> str:
@@ -62,7 +66,8 @@ def clean_name(name: str, limits: IngestLimits) -> str:
     shown = printable(name)
     if len(name.encode("utf-8", "surrogatepass")) > limits.max_path_bytes:
         raise NameTooLong(shown, limits.max_path_bytes, "bytes")
-    if fault := fault_of_text(name):
+    visible = name[:-1] if _FINDER_ICON.fullmatch(name) else name
+    if fault := fault_of_text(visible):
         raise InvalidName(shown, fault)
     slashed = name.replace("\\", "/")
     if slashed.startswith("/") or _DRIVE.match(slashed):

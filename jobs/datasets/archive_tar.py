@@ -34,6 +34,7 @@ _REGULAR, _FOLDER, _LONG_NAME, _LONG_LINK = b"0", b"5", b"L", b"K"
 _PAX, _PAX_GLOBAL, _SPARSE = b"x", b"g", b"S"
 _LINKS = (b"1", b"2")
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
+_LOW_BYTES = bytes(range(128))
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ def is_header(block: bytes) -> bool:
     except CorruptArchive:
         return False
     rest = block[:148] + b" " * 8 + block[156:]
-    signed = sum(byte - 256 if byte > 127 else byte for byte in rest)
-    return declared in (sum(rest), signed)
+    unsigned = sum(rest)
+    signed = unsigned - 256 * len(rest.translate(None, _LOW_BYTES))
+    return declared in (unsigned, signed)
 
 
 def walk_tar(stream: TarStream, limits: IngestLimits) -> Iterator[tuple[TarEntry, Iterator[bytes]]]:

@@ -6,6 +6,7 @@ are text like any other. Refused is what nobody can see or tell apart.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -24,6 +25,11 @@ _RESERVED = frozenset(
     {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)}
 )
 _MAX_NAMED = 10
+# Nothing to see, like the category Cf (soft hyphens, joiners, tags): variation selectors, the
+# grapheme joiner, fillers of Hangul and Khmer. Source: Unicode 16, Default_Ignorable_Code_Point.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 def class_name(spelling: str) -> str:
@@ -35,7 +41,7 @@ def class_name(spelling: str) -> str:
     """
     name = unicodedata.normalize("NFC", spelling)
     shown = printable(name)
-    if not name.strip():
+    if not _seen(name).strip():
         raise InvalidClassName(shown, "is empty")
     if len(name.encode("utf-8", "surrogatepass")) > _MAX_BYTES:
         raise InvalidClassName(shown, f"is longer than {_MAX_BYTES} bytes")
@@ -57,8 +63,8 @@ def check_classes(spellings: Iterable[str], max_classes: int) -> dict[str, str]:
         The NFC name of each spelling.
 
     Raises:
-        ClassCollision: Two spellings differ only in case, Unicode form, or dots and spaces at
-            their ends; they are never merged silently.
+        ClassCollision: Two spellings differ only in case, Unicode form, invisible characters,
+            or dots and spaces at their ends; they are never merged silently.
         InvalidClassName: As `class_name`.
         ReservedClassName: As `class_name`.
         NeedTwoClasses: Fewer than two.
@@ -79,5 +85,10 @@ def check_classes(spellings: Iterable[str], max_classes: int) -> dict[str, str]:
 
 
 def _key(spelling: str) -> str:
-    folded = unicodedata.normalize("NFC", spelling).casefold()
+    folded = unicodedata.normalize("NFC", _seen(spelling)).casefold()
     return unicodedata.normalize("NFC", folded).strip().rstrip(". ")
+
+
+def _seen(text: str) -> str:
+    """Return what is left to see of a text; joiners stay in names, but tell none apart."""
+    return "".join(c for c in _UNSEEN.sub("", text) if unicodedata.category(c) != "Cf")

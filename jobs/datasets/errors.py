@@ -110,9 +110,10 @@ class InvalidName(ArchiveError):
     """A name is not clean UTF-8 text."""
 
     code = "invalid-name"
-    sentence = "the name {entry!r} {reason}; rename it"
+    sentence = "the name {entry!r} {reason}; {advice}"
     entry: str
     reason: str
+    advice: str = "rename it"
 
 
 @leaf

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from jobs.progress import FILE_NAME, ProgressWriter
 from models_cache import faults
 from models_cache.blobs import BlobStore
 from models_cache.decode import Pixels
-from models_cache.errors import GraftError
+from models_cache.durable import needing_space
+from models_cache.errors import GraftError, InsufficientStorage
 from models_cache.pixels import PackedPixels, PixelCache, PixelKey
 
 _MAX_NAMED = 10
@@ -47,11 +49,11 @@ def main(spec_path: str) -> None:
     faults.arm(spec.faults, Path(spec.faults_folder))
     progress = ProgressWriter(spec.attempt_folder / FILE_NAME)
     scratch = spec.attempt_folder / "ingest"
-    scratch.mkdir(mode=0o700)
     try:
         Ingest(spec, progress, scratch).run()
     finally:
-        shutil.rmtree(scratch)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(scratch)
 
 
 class Ingest:
@@ -60,7 +62,7 @@ class Ingest:
     Args:
         spec: What is asked for.
         progress: Where the worker reads how far it is.
-        scratch: An empty folder, removed by the owner.
+        scratch: A folder that is not there yet; removed by the owner.
     """
 
     def __init__(self, spec: IngestSpec, progress: ProgressWriter, scratch: Path) -> None:
@@ -74,20 +76,29 @@ class Ingest:
     def run(self) -> None:
         """Ingest, and write a result or an error as the last line."""
         try:
+            with needing_space("checking the upload"):
+                self._run()
+        except InsufficientStorage as error:
+            # What was unpacked is of no use any more, and the last line needs some bytes
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._progress.error(error)
+        except GraftError as error:
+            self._progress.error(error)
+
+    def _run(self) -> None:
+        try:
             result = self._dataset()
         except DatasetError as error:
             self._report.reject(error)
             self._progress.report(self._report.store(self._blobs).sha256)
-            self._progress.error(error)
-        except GraftError as error:
-            self._progress.error(error)
-        else:
-            faults.reach("ingest.before_result")
-            self._progress.result({"dataset": result})
+            raise
+        faults.reach("ingest.before_result")
+        self._progress.result({"dataset": result})
 
     def _dataset(self) -> dict[str, Any]:
         """Tell the story: unpack, label, decode, leave out, split, store, pack."""
         spec, report = self._spec, self._report
+        self._scratch.mkdir(mode=0o700)
         parent = self._parent()
         kept = parent.labelled() if parent else []
         parent_pixels = self._cache.open(self._key(parent)) if parent else None

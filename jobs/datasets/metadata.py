@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from typing import Any
 
 from jobs.datasets.archive_names import clean_name
@@ -31,6 +33,32 @@ _NAME_LIMITS = IngestLimits()
 Row = tuple[int, Any, Any]  # number of the row from 1, file_name, label
 
 
+class _Images:
+    """The images that there are, found in any Unicode form: macOS packs names in NFD.
+
+    Args:
+        names: In the archive's own spelling.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+
+    def named(self, name: str) -> list[str]:
+        """Return the images of that name; several only if the archive's differ in form alone."""
+        return [name] if name in self._names else self._by_form.get(_nfc(name), [])
+
+    @cached_property
+    def _by_form(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self._names:
+            found.setdefault(_nfc(name), []).append(name)
+        return found
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
 class _Problems:
     """What is wrong with the rows of one file: the first of them, and how many."""
 
@@ -44,6 +72,9 @@ class _Problems:
         if len(self._problems) < _MAX_PROBLEMS:
             problem = {"path": self._path, "row": row, "code": code, "message": message}
             self._problems.append(problem)
+
+    def too_many_rows(self, row: int, max_rows: int) -> None:
+        self.add(row, "too-many-rows", f"there are more than {max_rows} rows")
 
     def raise_if_any(self) -> None:
         if self._problems:
@@ -75,12 +106,10 @@ def labels_of(
     """
     problems = _Problems(path)
     rows = _csv_rows if path.endswith(".csv") else _jsonl_rows
+    known = _Images(images)
     labels: dict[str, str] = {}
-    for row, file_name, label in rows(path, _text(data, problems), problems):
-        if row > max_rows:
-            problems.add(row, "too-many-rows", f"there are more than {max_rows} rows")
-            break
-        if (image := _image_of(row, file_name, folder, images, problems)) is None:
+    for row, file_name, label in rows(path, _text(data, problems), max_rows, problems):
+        if (image := _image_of(row, file_name, folder, known, problems)) is None:
             continue
         if image in labels:
             how = "the same label" if labels[image] == label else "another label"
@@ -102,7 +131,7 @@ def _text(data: bytes, problems: _Problems) -> str:
         raise
 
 
-def _csv_rows(path: str, text: str, problems: _Problems) -> Iterator[Row]:
+def _csv_rows(path: str, text: str, max_rows: int, problems: _Problems) -> Iterator[Row]:
     csv.field_size_limit(_MAX_FIELD_CHARACTERS)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -110,6 +139,9 @@ def _csv_rows(path: str, text: str, problems: _Problems) -> Iterator[Row]:
         _check_columns(path, columns, problems)
         name_at, label_at = columns.index("file_name"), columns.index("label")
         for number, fields in enumerate(reader, start=2):
+            if number > max_rows:
+                problems.too_many_rows(number, max_rows)
+                return
             if len(fields) == len(columns):
                 yield number, fields[name_at], fields[label_at]
             elif fields:
@@ -130,10 +162,14 @@ def _check_columns(path: str, columns: list[str], problems: _Problems) -> None:
     problems.raise_if_any()
 
 
-def _jsonl_rows(path: str, text: str, problems: _Problems) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _jsonl_rows(path: str, text: str, max_rows: int, problems: _Problems) -> Iterator[Row]:
+    # Split off no more than is read: 60 MB of empty lines would be gigabytes of strings
+    for number, line in enumerate(text.split("\n", max_rows), start=1):
         if not line.strip():
             continue
+        if number > max_rows:
+            problems.too_many_rows(number, max_rows)
+            return
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
@@ -148,7 +184,7 @@ def _jsonl_rows(path: str, text: str, problems: _Problems) -> Iterator[Row]:
 
 
 def _image_of(
-    row: int, file_name: object, folder: str, images: Collection[str], problems: _Problems
+    row: int, file_name: object, folder: str, images: _Images, problems: _Problems
 ) -> str | None:
     if not isinstance(file_name, str):
         problems.add(row, "invalid-file-name", "file_name is no text")
@@ -162,11 +198,13 @@ def _image_of(
     except ArchiveError as error:
         problems.add(row, error.code, str(error))
         return None
-    image = f"{folder}/{name}" if folder else name
-    if image not in images:
+    found = images.named(f"{folder}/{name}" if folder else name)
+    if not found:
         problems.add(row, "missing-file", f"there is no image {shown!r} in the archive")
-        return None
-    return image
+    elif len(found) > 1:
+        message = f"{shown!r} is the name of {len(found)} images in other Unicode forms"
+        problems.add(row, "ambiguous-file-name", message)
+    return found[0] if len(found) == 1 else None
 
 
 def _spelling(row: int, label: object, problems: _Problems) -> str | None:

@@ -354,7 +354,15 @@ def test_a_decode_that_needs_much_memory_costs_one_image(uploads: Uploads) -> No
 
 
 @pytest.mark.parametrize(
-    "point", ["blob.before_fsync", "blob.before_rename", "pixels.before_fsync"]
+    "point",
+    [
+        "ingest.after_unpack",
+        "ingest.after_decode",
+        "blob.before_fsync",
+        "blob.before_rename",
+        "pixels.before_fsync",
+        "ingest.before_result",
+    ],
 )
 def test_a_full_disk_is_an_error_and_not_a_crash(uploads: Uploads, point: str) -> None:
     archive = zip_bytes(class_folders())

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import random
 import struct
 import subprocess
 import tarfile
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -209,8 +209,8 @@ def checked_in_time(path: Path) -> str:
 
 def test_a_quick_check_stops_in_a_tar_that_has_no_files(tmp_path: Path) -> None:
     """Each folder has 1 MiB of extended header, in 7 KiB: 256 MiB, and damage at their end."""
-    noise = random.Random(0).randbytes(7 << 10).hex().encode()
-    headers = pax(record("comment", "x" * ((1 << 20) - 20 - len(noise)) + noise.decode()))
+    noise = np.random.default_rng(0).bytes(7 << 10).hex()
+    headers = pax(record("comment", "x" * ((1 << 20) - 20 - len(noise)) + noise))
     folder = member("d", tarfile.DIRTYPE)[:512]
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
     parts = [packer.compress(headers[: 512 + (1 << 20)] + folder) for _ in range(256)]
@@ -246,7 +246,7 @@ def test_gzip_members_without_content_are_refused(tmp_path: Path) -> None:
 
 
 def test_many_gzip_members_with_content_are_one_archive(tmp_path: Path) -> None:
-    content = random.Random(0).randbytes(30 << 20)
+    content = np.random.default_rng(0).bytes(30 << 20)
     plain = tar_bytes({"a/1.jpg": content})
     parts = [plain[i : i + (1 << 14)] for i in range(0, len(plain), 1 << 14)]
     path = tmp_path / "upload"
