@@ -296,7 +296,7 @@ class ImageModeUnsupported(ImageError):
     """The pixel format has no meaning as an 8-bit photograph."""
 
     code = "unsupported-mode"
-    sentence = "pixels of mode {mode} are not accepted (12-bit, floating point or signed); save 8 or 16 bits"
+    sentence = "pixels of mode {mode} (12-bit, float or signed) are refused; save 8 or 16 bits"
     mode: str
 
 
