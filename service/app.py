@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from jobs.store.database import Database
@@ -46,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         await services.inference.close()
         services.database.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Graft",
         version=VERSION,
         description="Upload labelled images, get a served vision model in seconds.",

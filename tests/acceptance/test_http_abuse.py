@@ -5,6 +5,7 @@ The full corpus is in the catalogue of abuse; these are its classes, over real H
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 import zipfile
@@ -309,6 +310,15 @@ def test_cancelled_check_rejects_the_dataset_and_frees_everything(
             assert graft.job(waiting["id"])["status"] == "failed"
             assert http.post(f"/v1/jobs/{ingest['id']}/retry").status_code == 409
             graft.delete_dataset(dataset["id"])
+
+
+def test_documentation_page_needs_no_other_host(http: httpx2.Client) -> None:
+    page = http.get("/docs").text
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(sources) >= 3
+    for source in sources:
+        assert source.startswith("/"), source
+        assert http.get(source).status_code == 200
 
 
 def test_openapi_document_lists_every_call_of_the_contract(http: httpx2.Client) -> None:
