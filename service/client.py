@@ -117,21 +117,21 @@ class Graft:
             report: Called with bytes sent and bytes in all.
             idempotency_key: Repeat a call with the same key and nothing is made twice.
         """
-        path = Path(archive)
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(path.stat().st_size),
-        }
-        if idempotency_key is not None:
-            headers["Idempotency-Key"] = idempotency_key
-        return self._call(
-            "POST",
-            "/v1/datasets",
-            params={"name": name},
-            content=_chunks(path, report),
-            headers=headers,
-            timeout=None,
+        return self._send(
+            "/v1/datasets", Path(archive), report, idempotency_key, params={"name": name}
         )
+
+    def add_images(
+        self,
+        dataset_id: str,
+        archive: Path | str,
+        *,
+        report: Report | None = None,
+        idempotency_key: str | None = None,
+    ) -> Json:
+        """Upload further images: a new version of the data set holds the old and the new ones."""
+        path = f"/v1/datasets/{dataset_id}/versions"
+        return self._send(path, Path(archive), report, idempotency_key)
 
     def dataset(self, dataset_id: str) -> Json:
         """Return a data set."""
@@ -206,6 +206,10 @@ class Graft:
                     raise
             time.sleep(0.5)
 
+    def delete_job(self, job_id: str) -> None:
+        """Delete an ended job and its log."""
+        self._call("DELETE", f"/v1/jobs/{job_id}")
+
     def wait_for_job(self, job_id: str, poll_seconds: float = 0.1) -> Json:
         """Return the job once it has succeeded.
 
@@ -227,6 +231,10 @@ class Graft:
     def model(self, name: str) -> Json:
         """Return a model with its versions and aliases."""
         return self._call("GET", f"/v1/models/{name}")
+
+    def delete_model(self, name: str) -> None:
+        """Delete a model with all its versions."""
+        self._call("DELETE", f"/v1/models/{name}")
 
     def set_alias(
         self, name: str, alias: str, version: int, *, if_current: int | None = None
@@ -273,10 +281,7 @@ class Graft:
 
     def import_archive(self, name: str, archive: Path | str) -> Json:
         """Publish a downloaded artifact as the next version of a model."""
-        path = Path(archive)
-        headers = {"Content-Type": "application/zip"}
-        url = f"/v1/models/{name}/versions"
-        return self._call("POST", url, content=_chunks(path, None), headers=headers, timeout=None)
+        return self._send(f"/v1/models/{name}/versions", Path(archive), None, None)
 
     # -- service -----------------------------------------------------------------------------
 
@@ -297,6 +302,26 @@ class Graft:
             return self._http.get("/readyz").status_code == 200
         except httpx2.TransportError:
             return False
+
+    def _send(
+        self,
+        url: str,
+        path: Path,
+        report: Report | None,
+        idempotency_key: str | None,
+        params: dict[str, str] | None = None,
+    ) -> Json:
+        """Stream a file as the body of a POST; it may take as long as it takes."""
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(path.stat().st_size),
+        }
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key
+        content = _chunks(path, report)
+        return self._call(
+            "POST", url, params=params or {}, content=content, headers=headers, timeout=None
+        )
 
     def _list(self, path: str, params: dict[str, str] | None = None) -> Iterator[Json]:
         query = {"limit": "100", **(params or {})}

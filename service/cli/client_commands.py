@@ -115,6 +115,17 @@ def upload(
         _print_json(upload_with_bar(graft, archive, name or archive.name.split(".")[0]))
 
 
+@datasets_app.command("add")
+def add_images(
+    dataset: Annotated[str, typer.Argument(help="Id of the data set whose images are kept.")],
+    archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Upload further images: a new version holds the old and the new ones."""
+    with Graft(url) as graft:
+        _print_json(upload_with_bar(graft, archive, None, dataset))
+
+
 @datasets_app.command("list")
 def list_datasets(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     """List data sets."""
@@ -159,6 +170,13 @@ def download(model: str, version: int, destination: Path, url: Url = DEFAULT_URL
         print(graft.download_archive(model, version, destination))
 
 
+@models_app.command("delete")
+def delete_model(model: str, url: Url = DEFAULT_URL) -> None:
+    """Delete a model with all its versions."""
+    with Graft(url) as graft:
+        graft.delete_model(model)
+
+
 @models_app.command("import")
 def import_archive(
     model: str,
@@ -184,6 +202,13 @@ def show_job(job: str, url: Url = DEFAULT_URL) -> None:
         _print_json(graft.job(job))
 
 
+@jobs_app.command("delete")
+def delete_job(job: str, url: Url = DEFAULT_URL) -> None:
+    """Delete an ended job and its log."""
+    with Graft(url) as graft:
+        graft.delete_job(job)
+
+
 @jobs_app.command("follow")
 def follow(job: str, url: Url = DEFAULT_URL) -> None:
     """Show a job's progress until its end."""
@@ -204,8 +229,17 @@ def act(
         _print_json(graft.act(job, action))
 
 
-def upload_with_bar(graft: Graft, archive: Path, name: str) -> Json:
-    """Upload an archive with a progress bar; return the data set once it is ready."""
+def upload_with_bar(
+    graft: Graft, archive: Path, name: str | None, parent: str | None = None
+) -> Json:
+    """Upload an archive with a progress bar; return the data set once it is ready.
+
+    Args:
+        graft: The service.
+        archive: What to upload.
+        name: What to call a new data set; None with a parent.
+        parent: The data set that gets a new version.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(f"upload {archive.name}")
@@ -213,7 +247,10 @@ def upload_with_bar(graft: Graft, archive: Path, name: str) -> Json:
         def report_bytes(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        dataset = graft.upload(archive, name=name, report=report_bytes)
+        if parent is not None:
+            dataset = graft.add_images(parent, archive, report=report_bytes)
+        else:
+            dataset = graft.upload(archive, name=name or "dataset", report=report_bytes)
     with Console(stderr=True).status("checking the images"):
         return graft.wait_for_dataset(dataset["id"])
 

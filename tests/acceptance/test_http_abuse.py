@@ -376,11 +376,11 @@ def test_new_version_holds_the_old_and_the_new_images(
     )
     path = tmp_path / "base.zip"
     path.write_bytes(_two_classes(400))
-    with plain.client() as graft, httpx2.Client(base_url=plain.url, trust_env=False) as http:
+    (tmp_path / "more.zip").write_bytes(more)
+    with plain.client() as graft:
         base = graft.wait_for_dataset(graft.upload(path, name="growing")["id"])
-        answer = http.post(f"/v1/datasets/{base['id']}/versions", content=more)
-        assert answer.status_code == 202
-        grown = graft.wait_for_dataset(answer.json()["id"])
+        added = graft.add_images(base["id"], tmp_path / "more.zip")
+        grown = graft.wait_for_dataset(added["id"])
     assert (grown["version"], grown["parent"]) == (2, base["id"])
     assert _count(grown) == _count(base) + 5
     assert grown["digest"] != base["digest"]

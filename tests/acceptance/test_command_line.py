@@ -1,0 +1,100 @@
+"""The command line against a real service, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests import images
+from tests.acceptance.running import RunningService
+
+pytestmark = [pytest.mark.slow, pytest.mark.shared]
+
+
+def graft(service: RunningService, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "service.cli.main", *arguments],
+        env={**os.environ, "GRAFT_URL": service.url, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_submit_predict_promote_download_import_and_delete(
+    service: RunningService, shared: Path, tmp_path: Path
+) -> None:
+    archive = shared / "data" / "hymenoptera.zip"
+    done = graft(service, "submit", archive, "--model", "typed", "--backbone", "squeezenet1_1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("typed version 1: ")
+    assert "val/accuracy_top1" in done.stdout
+
+    with zipfile.ZipFile(archive) as photographs:
+        name = next(n for n in photographs.namelist() if n.startswith("val/ants/") and n[-1] != "/")
+        (tmp_path / "ant.jpg").write_bytes(photographs.read(name))
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    told = graft(
+        service, "predict", "typed", tmp_path / "ant.jpg", tmp_path / "broken.jpg", "--json"
+    )
+    first, second = json.loads(told.stdout)
+    assert first["label"] in ("ants", "bees")
+    assert second["error"]["code"] == "unreadable-image"
+
+    assert "typed" in graft(service, "models", "list").stdout
+    assert json.loads(graft(service, "models", "promote", "typed", "1").stdout)["version"] == 1
+    saved = tmp_path / "typed.zip"
+    assert graft(service, "models", "download", "typed", "1", saved).returncode == 0
+    imported = graft(service, "models", "import", "typed-again", saved)
+    assert json.loads(imported.stdout)["version"] == 1
+    assert graft(service, "models", "delete", "typed-again").returncode == 0
+    refused = graft(service, "models", "delete", "typed-again")
+    assert refused.returncode == 1
+    assert refused.stderr.strip().startswith("graft: there is no model 'typed-again'")
+
+
+def test_datasets_and_jobs_are_listed_shown_and_deleted(
+    service: RunningService, tmp_path: Path
+) -> None:
+    path = images.write_zip(tmp_path / "drawn.zip", images.class_folders(("disc", "cross")))
+    dataset = json.loads(graft(service, "datasets", "upload", path).stdout)
+    assert dataset["status"] == "ready"
+    more = images.write_zip(tmp_path / "more.zip", {"disc/x.jpg": images.shape_bytes("disc", 99)})
+    grown = json.loads(graft(service, "datasets", "add", dataset["id"], more).stdout)
+    assert grown["version"] == 2
+    assert grown["id"] in graft(service, "datasets", "list").stdout
+    assert "counts" in json.loads(graft(service, "datasets", "report", dataset["id"]).stdout)
+
+    told = graft(service, "submit", dataset["id"], "--no-follow", "--backbone", "squeezenet1_1")
+    job_id = told.stderr.split()[-1]
+    assert graft(service, "jobs", "follow", job_id).returncode == 0
+    assert json.loads(graft(service, "jobs", "show", job_id).stdout)["status"] == "succeeded"
+    assert job_id in graft(service, "jobs", "list").stdout
+    assert graft(service, "jobs", "act", job_id, "cancel").returncode == 1
+    assert graft(service, "jobs", "delete", job_id).returncode == 0
+    assert graft(service, "datasets", "delete", grown["id"]).returncode == 0
+
+
+def test_bad_parameter_is_told_with_its_pointer(service: RunningService) -> None:
+    told = graft(service, "submit", "ds_1", "-p", "folds=0")
+    assert told.returncode == 1
+    assert "/parameters/folds" in told.stderr
+
+
+def test_service_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "service.cli.main", "models", "list"],
+        env={**os.environ, "GRAFT_URL": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert told.returncode == 1
+    assert told.stderr.count("\n") == 1
+    assert "is `graft serve` running?" in told.stderr
