@@ -32,11 +32,11 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_REPOSITORY))
 
 import torch  # noqa: E402 - after the path
-import torchvision  # noqa: E402
 from torch import nn  # noqa: E402
 from torchvision import datasets, transforms  # noqa: E402
 
 from jobs.progress import FILE_NAME, read_progress  # noqa: E402
+from models_cache.backbones import build_classifier  # noqa: E402
 from models_cache.blobs import BlobStore  # noqa: E402
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -126,8 +126,7 @@ def tutorial_epoch(folder: Path, options: argparse.Namespace) -> None:
         )
         for split in images
     }
-    model = torchvision.models.get_model(options.architecture, weights=None)
-    model.classifier[-1] = nn.Linear(model.classifier[-1].in_features, len(images["train"].classes))
+    model = build_classifier(options.architecture, len(images["train"].classes))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
     criterion = nn.CrossEntropyLoss()
     started = time.monotonic()

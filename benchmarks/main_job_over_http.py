@@ -45,6 +45,8 @@ def main() -> None:
         catalogue = str((options.weights / "catalog.json").absolute())
         os.environ["GRAFT_OFFLINE"] = "1"
         os.environ["GRAFT_DEVICE"] = "cpu"
+        os.environ["GRAFT_TRAIN_THREADS"] = str(options.threads)
+        os.environ["GRAFT_SERVE_THREADS"] = str(options.threads)
         with embedded(Path(folder) / "data", [catalogue]) as url, Graft(url) as graft:
             wait_until_ready(graft)
             report |= _main_job(graft, options)

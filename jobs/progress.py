@@ -45,7 +45,7 @@ class ProgressWriter:
         """Say how much of the phase is done; too frequent lines are dropped, the last never.
 
         Args:
-            unit: What is counted: `images`, `steps` or `bytes`.
+            unit: What is counted: `images`, `steps`, `penalties` or `bytes`.
             done: How many are done.
             total: How many there are; None if unknown.
         """

@@ -61,7 +61,6 @@ class HeadRecipe:
     l2_per_decade: int = _parameter(2, "Penalties tried per factor of ten.", ge=1, le=10)
     max_iterations: int = _parameter(200, "Bound on L-BFGS iterations of one fit.", ge=1, le=10_000)
     batch_size: int = _parameter(32, "Images per forward pass of the backbone.", ge=1, le=1024)
-    views: int = _parameter(1, "Views of each image; 1 is the centre crop.", ge=1, le=1)
 
 
 @dataclass(frozen=True)
@@ -153,13 +152,11 @@ class RecipeFacts:
         train_images: Images that are learned from.
         stages: Stages of the backbone that can be frozen, from input to output.
         has_batch_norm: Whether the backbone has BatchNorm layers.
-        device: `cpu` or `cuda`.
     """
 
     train_images: int
     stages: int
     has_batch_norm: bool
-    device: str
 
 
 def resolve(name: str, parameters: Mapping[str, Any], facts: RecipeFacts) -> Recipe:

@@ -18,12 +18,13 @@ from models_cache.artifacts import Artifact, Kind, read_golden, read_model
 from models_cache.backbones import Classifier, build_backbone
 from models_cache.blobs import BlobStore
 from models_cache.errors import ArtifactGoldenMismatch, ArtifactMalformed
-from models_cache.features import normalised
+from models_cache.features import is_out_of_memory, normalised
 from models_cache.preprocessing import Preprocessing
 
 GOLDEN_IMAGES = 2
-# Engines, batch sizes and thread counts change logits by about 1e-5; another resize, mean or
-# channel order by far more than this. Relative to the largest logit where that exceeds 1.
+# Engines, batch sizes and thread counts change outputs by about 1e-5; other weights, another
+# mean or channel order by far more than this. Relative to the largest output where that exceeds
+# 1. The images are stored as the network sees them: decoding and resizing are not checked.
 GOLDEN_TOLERANCE = 1e-3
 
 _HEAD = "head."
@@ -106,25 +107,38 @@ def golden_images(crop_px: int) -> NDArray[np.uint8]:
 def check_golden(classifier: Classifier, artifact: Artifact, blobs: BlobStore) -> None:
     """Check that a loaded classifier gives the outputs stored with its artifact.
 
+    Features are compared too: a head of zeros has the right logits on any backbone.
+
     Args:
         classifier: In eval mode, on any device; its backbone may be shared with others.
         artifact: What it was loaded from.
         blobs: Where the artifact's files are.
 
     Raises:
-        ArtifactGoldenMismatch: Logits differ by more than `GOLDEN_TOLERANCE`.
+        ArtifactGoldenMismatch: Features or logits differ by more than `GOLDEN_TOLERANCE`.
         ArtifactMalformed: The stored outputs are not those of such a classifier.
     """
     golden = read_golden(blobs, artifact)
     try:
-        images, stored = torch.from_numpy(golden["images"]), torch.from_numpy(golden["logits"])
-        _, logits = _outputs(classifier, images, artifact.facts.preprocessing)
-        difference = float((logits - stored).abs().max())
-        tolerance = GOLDEN_TOLERANCE * max(1.0, float(stored.abs().max()))
+        images = torch.from_numpy(golden["images"])
+        outputs = _outputs(classifier, images, artifact.facts.preprocessing)
+        compared = [
+            _difference(found, torch.from_numpy(golden[name]))
+            for name, found in zip(("features", "logits"), outputs, strict=True)
+        ]
     except (KeyError, RuntimeError, TypeError, IndexError) as error:
+        if is_out_of_memory(error):  # says nothing about the artifact
+            raise
         raise ArtifactMalformed(f"golden outputs: {error}") from error
-    if not difference <= tolerance:  # also true for NaN
-        raise ArtifactGoldenMismatch(difference, tolerance)
+    for difference, tolerance in compared:
+        if not difference <= tolerance:  # also true for NaN
+            raise ArtifactGoldenMismatch(difference, tolerance)
+
+
+def _difference(found: Tensor, stored: Tensor) -> tuple[float, float]:
+    """Return the largest difference of two tensors, and the largest that is tolerated."""
+    tolerance = GOLDEN_TOLERANCE * max(1.0, float(stored.abs().max()))
+    return float((found - stored).abs().max()), tolerance
 
 
 @torch.inference_mode()

@@ -56,15 +56,15 @@ def store_dataset(
     return manifest
 
 
-def write_catalogue(folder: Path, architecture: str = ARCHITECTURE) -> Path:
+def write_catalogue(folder: Path, architecture: str = ARCHITECTURE, name: str = "DRAWN") -> Path:
     """Save random weights of a small network with a catalogue file that names them."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(7)
-    file = folder / f"{architecture}-drawn.pth"
+    torch.manual_seed(len(name))
+    file = folder / f"{architecture}-{name.lower()}.pth"
     torch.save(build_backbone(architecture).state_dict(), file)
     entry = {
         "architecture": architecture,
-        "name": "DRAWN",
+        "name": name,
         "file": file.name,
         "sha256": sha256_of_file(file),
         "head": False,
@@ -190,6 +190,11 @@ class TrainingJob:
     def lines(self) -> list[dict[str, Any]]:
         """Return the progress lines of the last attempt."""
         return read_progress(self.attempt_folder / FILE_NAME, 0)[0]
+
+    def all_lines(self) -> list[dict[str, Any]]:
+        """Return the progress lines of all attempts in their order."""
+        folders = [self.run_folder / str(number + 1) for number in range(self.attempts)]
+        return [line for folder in folders for line in read_progress(folder / FILE_NAME, 0)[0]]
 
     def result(self) -> dict[str, Any]:
         """Return the last line of the last attempt, which must be a result."""

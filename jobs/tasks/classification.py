@@ -37,9 +37,14 @@ class Classification:
         }
 
     def rank(self, metrics: dict[str, float]) -> tuple[float, float]:
-        """Return what the better of two candidates has more of: accuracy, then likelihood."""
+        """Return what the better of two candidates has more of: accuracy, then likelihood.
+
+        A candidate whose loss is not finite ranks last: its accuracy counts arbitrary guesses.
+        """
         loss = metrics["loss"]
-        return metrics["accuracy_top1"], -loss if math.isfinite(loss) else -math.inf
+        if not math.isfinite(loss):
+            return -math.inf, -math.inf
+        return metrics["accuracy_top1"], -loss
 
     def evaluation(
         self, logits: Tensor, targets: Tensor, image_ids: Sequence[str], split: str

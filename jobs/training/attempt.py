@@ -43,7 +43,7 @@ from models_cache.backbones import (
 )
 from models_cache.classifiers import golden_images
 from models_cache.durable import canonical_json, sha256_of_bytes
-from models_cache.features import FeatureKey, choose_engine, extract_features
+from models_cache.features import EAGER, Engine, FeatureKey, choose_engine, extract_features
 
 
 def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption) -> dict[str, Any]:
@@ -54,16 +54,17 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
         StoppedOnRequest: SIGTERM arrived; the next attempt goes on from the last checkpoint.
     """
     place = Place.of(spec, progress, interruption)
-    backbone = fetch_backbone(place)
-    dataset = decode_dataset(place, backbone.preprocessing)
-    data = split_dataset(place, dataset, backbone.preprocessing)
-    ready = _resolve(place, backbone, data)
-    checkpoint = _matching(place.checkpoint, ready)
-    if isinstance(ready.recipe, HeadRecipe):
-        trained = _head_only(ready)
-    else:
-        trained = _whole_network(ready, ready.recipe, checkpoint)
-    return publish(ready, trained)
+    with place.memory():
+        backbone = fetch_backbone(place)
+        dataset = decode_dataset(place, backbone.preprocessing)
+        data = split_dataset(place, dataset, backbone.preprocessing)
+        ready = _resolve(place, backbone, data)
+        checkpoint = _matching(place.checkpoint, ready)
+        if isinstance(ready.recipe, HeadRecipe):
+            trained = _head_only(ready)
+        else:
+            trained = _whole_network(ready, ready.recipe, checkpoint)
+        return publish(ready, trained)
 
 
 def _resolve(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
@@ -75,11 +76,12 @@ def _resolve(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
         train_images=len(data.train),
         stages=len(parameter_groups_in_depth_order(backbone.module)),
         has_batch_norm=has_batch_norm(backbone.module),
-        device=place.device.type,
     )
     recipe = resolve(spec.recipe, spec.parameters, facts)
-    probe = torch.from_numpy(golden_images(backbone.preprocessing.crop_px)).to(place.device)
-    engine = choose_engine(backbone.module, probe, backbone.preprocessing)
+    engine = Engine(EAGER, backbone.module)
+    if not isinstance(recipe, ScratchRecipe):  # which makes no frozen pass
+        probe = torch.from_numpy(golden_images(backbone.preprocessing.crop_px)).to(place.device)
+        engine = choose_engine(backbone.module, probe, backbone.preprocessing)
     task = Classification(data.dataset.manifest.classes)
     ready = Ready(place, backbone, data, task, recipe, engine)
     place.progress.resolved(
@@ -116,6 +118,7 @@ def _matching(checkpoint: Checkpoint | None, ready: Ready) -> Checkpoint | None:
         ready.place.progress.log(f"going on from the checkpoint of step {checkpoint.step}")
         return checkpoint
     ready.place.interruption.has_model = False
+    ready.place.checkpoints.clear()  # by their steps they would pass for the newer ones
     ready.place.progress.warning(
         "checkpoint-ignored", "the checkpoint is of another configuration; starting again"
     )
@@ -138,8 +141,7 @@ def _features(ready: Ready) -> Tensor:
     count = len(dataset.manifest.images)
     features = place.features.read(key)
     if features is None or features.shape != (count, ready.backbone.width):
-        with place.memory_for(batch):
-            features = extract_features(ready.engine, _crops(ready, count, batch), preprocessing)
+        features = extract_features(ready.engine, _crops(ready, count, batch), preprocessing)
         place.features.write(key, features)
     place.progress.progress("images", count, count)
     return features
@@ -161,14 +163,25 @@ def _fit(ready: Ready, features: Tensor) -> HeadFit:
         recipe = HeadRecipe(folds=recipe.head_folds, max_iterations=recipe.head_max_iterations)
     assert isinstance(recipe, HeadRecipe)
     train = torch.from_numpy(data.train)
+    place = ready.place
+
+    def poll(done: int, total: int) -> bool:
+        place.interruption.has_model = done > 0
+        place.advance("penalties", done, total)
+        return place.interruption.out_of_time
+
     fit = fit_head(
         features[train].to(ready.place.device),
         ready.labels[train],
         data.dataset.contents(data.train),
         len(ready.task.classes),
         recipe,
+        poll,
     )
-    ready.place.interruption.has_model = True
+    if place.interruption.out_of_time:
+        place.progress.warning(
+            "time-limit-reached", "the search for the penalty may have ended early"
+        )
     return fit
 
 
@@ -208,7 +221,7 @@ def _whole_network(
     """Recipes `finetune` and `scratch`."""
     place = ready.place
     state, first_metrics = _first_state(ready, recipe, checkpoint)
-    place.interruption.has_model = True
+    place.interruption.has_model = isinstance(recipe, FinetuneRecipe) or state.compared_step > 0
     save = _saver(ready, first_metrics)
     if checkpoint is None:
         save(state)
@@ -219,8 +232,7 @@ def _whole_network(
         place.spec.seed, dtype, place.progress, place.interruption, save,
         place.spec.checkpoint_steps,
     )  # fmt: skip
-    with place.memory_for(recipe.batch_size):
-        fine_tune(state, ready.task, ready.data, recipe, around)
+    fine_tune(state, ready.task, ready.data, recipe, around)
     place.begin("evaluate")
     logits = {
         name: predict_logits(

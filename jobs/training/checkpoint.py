@@ -1,8 +1,9 @@
 """Checkpoints: what an interrupted attempt goes on from, written so that a reader never sees half.
 
 Tensors first, then the JSON file that names their SHA-256: a checkpoint exists once its JSON
-does. The newest valid one wins; a damaged one is passed over for the one before; the last two are
-kept. A checkpoint belongs to one configuration (data, weights, resolved recipe, versions).
+does. The newest valid one wins; a damaged one is passed over for the one before; the last two
+valid ones are kept. A checkpoint belongs to one configuration (data, weights, resolved recipe,
+versions); those of another are neither kept nor counted.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ class Checkpoints:
         self._folder = folder
 
     def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write a checkpoint durably, then drop all but the last two.
+        """Write a checkpoint durably, then drop all but the last two of its configuration.
 
         Args:
             tensors: State by name.
-            facts: JSON-ready, with `step`.
+            facts: JSON-ready, with `step`, and `config` where there are several.
 
         Raises:
             InsufficientStorage: The disk is full; older checkpoints are untouched.
@@ -70,7 +71,7 @@ class Checkpoints:
         durable.write_bytes(path, data, point="checkpoint")
         json_data = durable.canonical_json(described)
         durable.write_bytes(path.with_suffix(".json"), json_data, point="checkpoint.json")
-        self._prune()
+        self._prune(path.stem, facts.get("config"))
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint whose bytes are the ones that were written, if any."""
@@ -80,11 +81,24 @@ class Checkpoints:
                 return checkpoint
         return None
 
+    def clear(self) -> None:
+        """Delete all checkpoints."""
+        self._drop_all_but(set())
+
     def _descriptions(self) -> list[Path]:
         return sorted(self._folder.glob("step-*.json"), reverse=True)
 
-    def _prune(self) -> None:
-        kept = {path.stem for path in self._descriptions()[:_KEPT]}
+    def _prune(self, written: str, config: str | None) -> None:
+        kept = {written}
+        for described in self._descriptions():
+            if len(kept) == _KEPT:
+                break
+            checkpoint = None if described.stem in kept else _valid(described)
+            if checkpoint is not None and checkpoint.facts.get("config") == config:
+                kept.add(described.stem)
+        self._drop_all_but(kept)
+
+    def _drop_all_but(self, kept: set[str]) -> None:
         for path in sorted(self._folder.glob("step-*")):  # .json before .safetensors
             if path.stem not in kept:
                 path.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ class Numerics:
         torchvision: Version of torchvision.
         device: `cpu`, or the name of the accelerator.
         threads: CPU threads of one operation; 1 and 2 give different sums.
+        deterministic: Whether operations that add up in any order are kept from it.
         dtype: Type of frozen forward passes.
         training_dtype: Type of forward passes that are learned from.
     """
@@ -26,6 +27,7 @@ class Numerics:
     torchvision: str
     device: str
     threads: int
+    deterministic: bool
     dtype: str = "float32"
     training_dtype: str = "float32"
 
@@ -45,10 +47,18 @@ def set_up(device: torch.device, threads: int) -> Numerics:
     # a CPU. What is learned from runs in bfloat16 on CUDA.
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False  # picking kernels by timing is not reproducible
+    # Several CPU threads add gradients of indexed values (Swin's and MaxViT's position tables) in
+    # any order otherwise, and a resumed training would not have the bits of a whole one. Every
+    # operation of torchvision's networks has a deterministic version on the CPU.
+    deterministic = device.type == "cpu"
+    torch.use_deterministic_algorithms(deterministic)
+    # Filling what is overwritten anyway costs time. torch does not annotate the setting.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return Numerics(
         torch=torch.__version__,
         torchvision=torchvision.__version__,
         device="cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         threads=torch.get_num_threads(),
+        deterministic=deterministic,
         training_dtype="float32" if device.type == "cpu" else "bfloat16",
     )

@@ -1,16 +1,22 @@
 """The head: a softmax classifier on frozen features, its penalty chosen by cross-validation.
 
 The objective is convex and every choice follows from the content of the images: the result has
-no seed. Features are centred and divided by one common scale, so that a penalty means the same
-for every backbone and the solver is well conditioned; both are folded into the returned layer,
-which takes raw features.
+no seed. Features are centred, divided by one common scale, so that a penalty means the same for
+every backbone, and rotated onto their principal axes, which the penalty does not see; all of it
+is folded into the returned layer, which takes raw features.
+
+The solver is L-BFGS with the curvature along these axes as its first guess. Folds are solved one
+after another and images in chunks: memory is bounded by features, out-of-fold logits and a few
+copies of the parameters. Large problems are searched more coarsely; see `_Effort`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +26,20 @@ from jobs.errors import FeaturesNotFinite
 from jobs.recipes import HeadRecipe
 from models_cache.durable import sha256_of_bytes
 
-_HISTORY = 20  # pairs of vectors that L-BFGS keeps
-_GRADIENT_TOLERANCE = 1e-7
+Poll = Callable[[int, int], bool]  # penalties done, of how many -> whether the time is over
+
 _WORSE_IN_A_ROW = 2  # the out-of-fold loss has one valley in log(l2): then the search ends
+# Multiplications of one pass over all folds. Above the first bound: float32, coarse solutions
+# during the search and one penalty per decade; above the second the search looks at one fold.
+_LARGE = 3e8
+_HUGE = 1e10
+_CHUNK_LOGITS = 1 << 22  # logits that are in memory at once: 16 MiB in float32
+_HISTORY_NUMBERS = 1 << 26  # in all pairs of vectors that L-BFGS keeps: 256 MiB in float32
+_PRINCIPAL_AXES = 2048  # more are not looked for: 4096 would take 10 s
+_FEWEST_ITERATIONS = 5  # of a fit when the time is over: still a usable model
+_SUFFICIENT_DECREASE = 1e-4  # Nocedal and Wright 2006, section 3.1
+_NO_ROWS = slice(0, 0)
+_HALVINGS = 20  # a step that needs more is rounding, not descent
 
 
 @dataclass(frozen=True)
@@ -43,18 +60,46 @@ class HeadFit:
     out_of_fold_loss: float
 
 
+@dataclass(frozen=True)
+class _Effort:
+    """How exactly a problem of some size is solved.
+
+    Args:
+        dtype: float64 where it is cheap: float32 rounding ends descent before the optimum.
+        search_tolerance: Distance to the optimum in nats at which a fit of the search ends.
+        tolerance: The same for the head that is returned.
+        penalties_per_decade: Upper bound on the recipe's.
+        search_folds: Upper bound on the folds by which the penalty is chosen.
+    """
+
+    dtype: torch.dtype = torch.float64
+    search_tolerance: float = 1e-7
+    tolerance: float = 1e-14
+    penalties_per_decade: int = 10
+    search_folds: int = 20
+
+    @classmethod
+    def of(cls, multiplications: float) -> _Effort:
+        """Return what is spent on a problem whose one pass over all folds takes that many."""
+        if multiplications <= _LARGE:
+            return cls()
+        search_folds = 1 if multiplications > _HUGE else 20
+        return cls(torch.float32, 1e-3, 1e-5, 1, search_folds)
+
+
 def fit_head(
     features: Tensor,
     labels: Tensor,
     groups: Sequence[str],
     num_classes: int,
     recipe: HeadRecipe,
+    poll: Poll = lambda _done, _total: False,
 ) -> HeadFit:
     """Choose the penalty by cross-validation, then fit on all images.
 
     The search walks from the strongest penalty to the weakest, each fit starting from the one
-    before, and ends when the out-of-fold loss has risen twice in a row. All folds are fitted at
-    once, as one problem that falls apart into them.
+    before, and ends when the out-of-fold loss has risen twice in a row, or when the time is over
+    after the first penalty.
 
     Args:
         features: Backbone outputs, float32 `[N, D]`, one row per training image.
@@ -62,36 +107,31 @@ def fit_head(
         groups: Content hash of each image; equal ones never lie in different folds.
         num_classes: Number of outputs, C.
         recipe: Folds, penalties and bound on iterations.
+        poll: Called before every chunk of every pass over the images, so many times a second,
+            with the penalties done and all there are; may raise; tells whether the time is over.
 
     Raises:
         FeaturesNotFinite: A feature is NaN or infinite.
     """
-    space = _Space.of(features)
-    labels = labels.to(features.device)
-    folds = assign_folds(labels.tolist(), groups, recipe.folds).to(features.device)
-    fold_numbers = torch.arange(int(folds.max()) + 1, device=folds.device)
-    masks = (folds[:, None] != fold_numbers).to(space.rows.dtype)  # [N, K]
-    if len(fold_numbers) == 1:  # one distinct image cannot be split
-        masks = torch.ones_like(masks)
-    problem = _Problem(space.rows, labels, masks, num_classes, recipe.max_iterations)
-    best: tuple[float, float, Tensor] | None = None  # loss, l2, logits
-    parameters = problem.start()
-    worse = 0
-    for l2 in l2_path(recipe):
-        parameters = problem.solve(l2, parameters)
-        logits = problem.logits(parameters)[torch.arange(len(folds)), folds]  # [N, C]
-        loss = F.cross_entropy(logits, labels).item()
-        worse = 0 if best is None or loss < best[0] else worse + 1
-        if not worse:
-            best = (loss, l2, logits)
-        if worse == _WORSE_IN_A_ROW:
-            break
-    assert best is not None, "every path has a first penalty"
-    loss, l2, logits = best
-    head = fit_linear_head(
-        features, labels, num_classes, l2=l2, max_iterations=recipe.max_iterations
-    )
-    return HeadFit(head.cpu(), l2, logits.float().cpu(), loss)
+    folds = assign_folds(labels.tolist(), groups, recipe.folds)
+    count = int(folds.max()) + 1
+    effort = _Effort.of(count * num_classes * features.shape[0] * min(features.shape))
+    order = torch.argsort(folds, stable=True)  # the images of a fold side by side
+    space = _Space.of(features[order.to(features.device)], effort.dtype)
+    labels = labels[order].to(features.device)
+    bounds = [0, *torch.bincount(folds, minlength=count).cumsum(0).tolist()]
+    held_out = [slice(*pair) for pair in pairwise(bounds)]
+    problem = _Problem(space.rows, labels, num_classes, recipe.max_iterations)
+    walk = _Walk(poll, l2_path(recipe, effort.penalties_per_decade))
+    search = _Search(problem, held_out, effort, walk)
+    l2, parameters, logits = search.run()
+    weights = torch.stack(parameters).mean(dim=0)  # near the optimum of all images together
+    weights = problem.solve(l2, weights, effort.tolerance, walk.look)
+    walk.end()
+    found = torch.empty_like(logits)
+    found[order.to(logits.device)] = logits
+    loss = F.cross_entropy(logits, labels).item()
+    return HeadFit(space.layer(weights).cpu(), l2, found.cpu(), loss)
 
 
 def fit_linear_head(
@@ -119,18 +159,24 @@ def fit_linear_head(
     Source:
         Linear probe as in Radford et al. 2021, arXiv:2103.00020 (L-BFGS, frozen features).
     """
-    space = _Space.of(features)
-    ones = torch.ones(len(features), 1, dtype=space.rows.dtype, device=features.device)
-    problem = _Problem(space.rows, labels.to(features.device), ones, num_classes, max_iterations)
-    parameters = problem.solve(l2, problem.start())  # [R + 1, C]
+    effort = _Effort.of(num_classes * features.shape[0] * min(features.shape))
+    space = _Space.of(features, effort.dtype)
+    problem = _Problem(space.rows, labels.to(features.device), num_classes, max_iterations)
+    parameters = problem.solve(l2, problem.start(), effort.tolerance, lambda: False)  # [R + 1, C]
     return space.layer(parameters)
 
 
-def l2_path(recipe: HeadRecipe) -> list[float]:
-    """Return the penalties that are tried, from the strongest to the weakest."""
-    decades = math.log10(recipe.l2_strongest / recipe.l2_weakest)
-    count = 1 + max(0, round(decades * recipe.l2_per_decade))
-    return [recipe.l2_strongest * 10 ** (-i / recipe.l2_per_decade) for i in range(count)]
+def l2_path(recipe: HeadRecipe, per_decade: int = 10) -> list[float]:
+    """Return the penalties that are tried, from the strongest to the weakest.
+
+    Args:
+        recipe: The two ends, of which no penalty lies outside, and the penalties per decade.
+        per_decade: Upper bound on the latter.
+    """
+    per_decade = min(per_decade, recipe.l2_per_decade)
+    steps = math.log10(recipe.l2_strongest / recipe.l2_weakest) * per_decade
+    count = 1 + math.floor(steps + 1e-9)  # a logarithm of whole decades may be just below
+    return [recipe.l2_strongest * 10 ** (-i / per_decade) for i in range(count)]
 
 
 def assign_folds(labels: Sequence[int], groups: Sequence[str], folds: int) -> Tensor:
@@ -154,42 +200,130 @@ def assign_folds(labels: Sequence[int], groups: Sequence[str], folds: int) -> Te
     return torch.tensor([fold_of[group] for group in groups])
 
 
-@dataclass(frozen=True)
-class _Space:
-    """Features as the solver sees them: centred, scaled, rotated where that shortens rows.
+class _Walk:
+    """How far the search is, for whoever asks from outside.
 
-    With fewer images N than features D the solution lies in the span of the images (the penalty
-    does not see a rotation), so N numbers per image carry the whole problem.
+    Args:
+        poll: See `fit_head`.
+        path: The penalties.
     """
 
-    rows: Tensor  # float64 [N, R]
+    def __init__(self, poll: Poll, path: Sequence[float]) -> None:
+        self._poll = poll
+        self.path = path
+        self._done = 0
+        self._total = len(path) + 1  # the last is the fit on all images
+
+    def look(self) -> bool:
+        """Report, and tell whether the time is over; may raise."""
+        return self._poll(self._done, self._total)
+
+    def next(self) -> None:
+        """Count a penalty as done."""
+        self._done += 1
+
+    def end(self) -> None:
+        """Count all penalties as done, tried or not."""
+        self._done = self._total
+        self.look()
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The choice of the penalty.
+
+    Args:
+        problem: On all images, those of a fold side by side.
+        held_out: Rows of each fold, K of them.
+        effort: How exactly.
+        walk: Asked how to go on, and the penalties.
+    """
+
+    problem: _Problem
+    held_out: Sequence[slice]
+    effort: _Effort
+    walk: _Walk
+
+    def run(self) -> tuple[float, list[Tensor], Tensor]:
+        """Return the penalty, the parameters of each fold's fit, and out-of-fold logits."""
+        searched = self.held_out[: self.effort.search_folds]
+        end = searched[-1].stop
+        start = parameters = [self.problem.start() for _ in searched]
+        best: tuple[float, float, list[Tensor], Tensor] | None = None
+        worse = 0
+        for l2 in self.walk.path:
+            parameters, logits = self._fit(l2, searched, parameters)
+            self.walk.next()
+            loss = F.cross_entropy(logits, self.problem.labels[:end]).item()
+            worse = 0 if best is None or loss < best[0] else worse + 1
+            if not worse:
+                best = (loss, l2, parameters, logits)
+            if worse == _WORSE_IN_A_ROW or self.walk.look():
+                break
+        assert best is not None, "every path has a first penalty"
+        _, l2, parameters, logits = best
+        others = self.held_out[len(searched) :]
+        if others:
+            # From zero: a start from the solution of another fold has seen what is held out here
+            more, more_logits = self._fit(l2, others, [start[0]] * len(others))
+            parameters, logits = parameters + more, torch.cat([logits, more_logits])
+        return l2, parameters, logits
+
+    def _fit(
+        self, l2: float, folds: Sequence[slice], start: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return parameters by fold, and the logits of their held-out images, `[H, C]`."""
+        parameters, logits = [], []
+        for held_out, from_where in zip(folds, start, strict=True):
+            problem = self.problem.without(held_out)
+            found = problem.solve(l2, from_where, self.effort.search_tolerance, self.walk.look)
+            parameters.append(found)
+            logits.append(problem.logits(held_out, found).float())
+        return parameters, torch.cat(logits)
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Features as the solver sees them: centred, scaled, on their principal axes.
+
+    The penalty does not see a rotation. With fewer images N than features D the solution lies in
+    the span of the images, so N numbers per image carry the whole problem.
+    """
+
+    rows: Tensor  # float [N, R]
     centre: Tensor  # float64 [D]
     scale: Tensor  # float64 scalar
-    rotation: Tensor | None  # float64 [R, D], orthonormal rows
+    axes: Tensor | None  # float [D, R], orthonormal columns
 
     @classmethod
-    def of(cls, features: Tensor) -> _Space:
+    def of(cls, features: Tensor, dtype: torch.dtype) -> _Space:
         bad = int((~torch.isfinite(features)).any(dim=1).sum())
         if bad:
             raise FeaturesNotFinite(bad, len(features))
-        rows = features.double()  # float32 rounding would end L-BFGS before the optimum
-        centre = rows.mean(dim=0)
-        rows = rows - centre
-        scale = rows.square().mean(dim=0).sqrt().mean()
+        centre = features.mean(dim=0, dtype=torch.float64)
+        rows = features.to(dtype) - centre.to(dtype)
+        scale = rows.square().mean(dim=0, dtype=torch.float64).sqrt().mean()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        rows = rows / scale
-        if rows.shape[0] * 2 > rows.shape[1]:
+        rows /= scale.to(dtype)
+        if min(rows.shape) > _PRINCIPAL_AXES:
             return cls(rows, centre, scale, None)
-        _, _, rotation = torch.linalg.svd(rows, full_matrices=False)  # [N, D]
-        return cls(rows @ rotation.T, centre, scale, rotation)
+        axes = None
+        if rows.shape[0] < rows.shape[1]:
+            axes, _ = torch.linalg.qr(rows.T)  # [D, N]
+            rows = rows @ axes
+        _, rotation = torch.linalg.eigh((rows.T @ rows).double())
+        rotation = rotation.to(dtype)
+        for chunk in rows.split(_PRINCIPAL_AXES):
+            chunk.copy_(chunk @ rotation)  # in place: no second copy of many images
+        return cls(rows, centre, scale, rotation if axes is None else axes @ rotation)
 
     def layer(self, parameters: Tensor) -> nn.Linear:
         """Return the layer on raw features for solver parameters `[R + 1, C]`."""
-        weight = parameters[:-1].T  # [C, R]
-        if self.rotation is not None:
-            weight = weight @ self.rotation
-        weight = weight / self.scale  # [C, D]
-        bias = parameters[-1] - weight @ self.centre
+        weight = parameters[:-1]
+        if self.axes is not None:
+            weight = self.axes @ weight
+        weight = weight.T.double() / self.scale  # [C, D]
+        bias = parameters[-1].double() - weight @ self.centre
         layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
         with torch.no_grad():
             layer.weight.copy_(weight)
@@ -199,44 +333,128 @@ class _Space:
 
 @dataclass(frozen=True)
 class _Problem:
-    """K softmax regressions on the same rows, each on the rows its mask selects."""
+    """A softmax regression on all rows but some."""
 
-    rows: Tensor  # float64 [N, R]
+    rows: Tensor  # float [N, R]
     labels: Tensor  # int64 [N]
-    masks: Tensor  # float64 [N, K], 1 where the row is learned from
     num_classes: int
     max_iterations: int
+    left_out: slice = field(default_factory=lambda: _NO_ROWS)
+
+    def without(self, rows: slice) -> _Problem:
+        """Return the problem that does not learn from some rows; all, and it learns from all."""
+        if rows.stop - rows.start == len(self.rows):  # one distinct image cannot be split
+            rows = _NO_ROWS
+        return _Problem(self.rows, self.labels, self.num_classes, self.max_iterations, rows)
 
     def start(self) -> Tensor:
-        """Return zero parameters `[R + 1, K * C]`."""
-        columns = self.masks.shape[1] * self.num_classes
-        return self.rows.new_zeros(self.rows.shape[1] + 1, columns)
+        """Return zero parameters `[R + 1, C]`."""
+        return self.rows.new_zeros(self.rows.shape[1] + 1, self.num_classes)
 
-    def logits(self, parameters: Tensor) -> Tensor:
-        """Return the logits of all rows under all K regressions, `[N, K, C]`."""
-        flat = torch.addmm(parameters[-1], self.rows, parameters[:-1])
-        return flat.view(len(self.rows), -1, self.num_classes)
+    def logits(self, rows: slice, parameters: Tensor) -> Tensor:
+        """Return the logits of some rows, `[B, C]`."""
+        return torch.addmm(parameters[-1], self.rows[rows], parameters[:-1])
 
-    def solve(self, l2: float, start: Tensor) -> Tensor:
-        """Return the parameters that minimise the sum of the K penalised losses."""
-        parameters = start.clone().requires_grad_(True)
-        weights = self.masks / self.masks.sum(dim=0)  # [N, K]
-        targets = self.labels[:, None].expand(-1, self.masks.shape[1])  # [N, K]
-        optimizer = torch.optim.LBFGS(
-            [parameters],
-            max_iter=self.max_iterations,
-            history_size=_HISTORY,
-            tolerance_grad=_GRADIENT_TOLERANCE,
-            line_search_fn="strong_wolfe",
+    def solve(self, l2: float, start: Tensor, tolerance: float, stop: Callable[[], bool]) -> Tensor:
+        """Return the parameters that minimise the penalised loss.
+
+        Args:
+            l2: The penalty.
+            start: Parameters to begin with, `[R + 1, C]`.
+            tolerance: Distance to the optimum in nats at which to end.
+            stop: Asked before every chunk of a pass; after a few iterations it ends the descent.
+
+        Source: Nocedal and Wright 2006, algorithm 7.4 (two loops), 3.1 (backtracking).
+        """
+        parameters = start
+        pairs: deque[tuple[Tensor, Tensor, float]] = deque(
+            maxlen=max(3, min(20, _HISTORY_NUMBERS // (2 * start.numel())))
         )
+        value, gradient, inverse = self._start_of(l2, parameters, stop)
+        for iteration in range(self.max_iterations):
+            direction = _descent(gradient, pairs, inverse)
+            slope = _dot(gradient, direction)
+            # Half the Newton decrement is the distance to the minimum of a quadratic.
+            if -slope / 2 <= tolerance or (iteration >= _FEWEST_ITERATIONS and stop()):
+                break
+            for halving in range(_HALVINGS):
+                following = parameters + direction * 0.5**halving
+                new_value, new_gradient, _ = self._value(l2, following, stop)
+                if new_value <= value + _SUFFICIENT_DECREASE * 0.5**halving * slope:
+                    break
+            else:  # rounding: there is no way further down
+                break
+            moved, turned = following - parameters, new_gradient - gradient
+            curvature = _dot(moved, turned)
+            if curvature > 0:
+                pairs.append((moved, turned, curvature))
+            parameters, value, gradient = following, new_value, new_gradient
+        return parameters
 
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            logits = self.logits(parameters).flatten(0, 1)  # [N * K, C]
-            losses = F.cross_entropy(logits, targets.reshape(-1), reduction="none")
-            total = (losses * weights.reshape(-1)).sum() + l2 * parameters[:-1].square().sum()
-            total.backward()
-            return total
+    def _start_of(
+        self, l2: float, parameters: Tensor, stop: Callable[[], bool]
+    ) -> tuple[float, Tensor, Tensor]:
+        """Return loss, gradient, and a guess of the inverse Hessian's diagonal, `[R + 1, 1]`.
 
-        optimizer.step(loss)
-        return parameters.detach()
+        The Hessian of the loss is close to the covariance of the features, diagonal here, times
+        the mean variance of a predicted probability.
+        """
+        value, gradient, variance = self._value(l2, parameters, stop)
+        spread = self.rows.square().mean(dim=0)  # [R]
+        hessian = torch.cat([variance * spread + 2 * l2, spread.new_tensor([variance])])
+        return value, gradient, 1 / hessian[:, None]
+
+    def _value(
+        self, l2: float, parameters: Tensor, stop: Callable[[], bool]
+    ) -> tuple[float, Tensor, float]:
+        """Return the penalised loss, its gradient, and the mean variance of a probability."""
+        count = len(self.rows) - (self.left_out.stop - self.left_out.start)
+        gradient = torch.zeros_like(parameters)
+        loss = torch.zeros((), dtype=torch.float64, device=parameters.device)
+        squares = torch.zeros_like(loss)
+        for rows in self._chunks():
+            stop()
+            logs = self.logits(rows, parameters).log_softmax(dim=1)  # [B, C]
+            labels = self.labels[rows, None]
+            loss -= logs.gather(1, labels).sum(dtype=torch.float64)
+            residuals = logs.exp_()
+            squares += residuals.square().sum(dtype=torch.float64)
+            residuals.scatter_add_(1, labels, residuals.new_full(labels.shape, -1.0))
+            gradient[:-1].addmm_(self.rows[rows].T, residuals)
+            gradient[-1] += residuals.sum(dim=0)
+        gradient /= count
+        weights = parameters[:-1]
+        gradient[:-1].add_(weights, alpha=2 * l2)
+        value = loss / count + l2 * weights.square().sum(dtype=torch.float64)
+        variance = (1 - squares / count) / self.num_classes
+        return value.item(), gradient, max(variance.item(), 1e-3 / self.num_classes)
+
+    def _chunks(self) -> Iterator[slice]:
+        """Yield the rows that are learned from."""
+        size = max(1, _CHUNK_LOGITS // self.num_classes)
+        for first, end in ((0, self.left_out.start), (self.left_out.stop, len(self.rows))):
+            for start in range(first, end, size):
+                yield slice(start, min(start + size, end))
+
+
+def _descent(
+    gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor, float]], inverse: Tensor
+) -> Tensor:
+    """Return minus the estimated inverse Hessian times the gradient: L-BFGS's two loops."""
+    direction = -gradient
+    factors = []
+    for moved, turned, curvature in reversed(pairs):
+        factor = _dot(moved, direction) / curvature
+        factors.append(factor)
+        direction.sub_(turned, alpha=factor)
+    direction = direction * inverse
+    if pairs:
+        _, turned, curvature = pairs[-1]
+        direction *= curvature / _dot(turned, turned * inverse)
+    for (moved, turned, curvature), factor in zip(pairs, reversed(factors), strict=True):
+        direction.add_(moved, alpha=factor - _dot(turned, direction) / curvature)
+    return direction
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return torch.dot(a.reshape(-1), b.reshape(-1)).item()

@@ -43,7 +43,7 @@ class Task(Protocol):
         """Return figures by name for logits `[N, C]`."""
 
     def rank(self, metrics: dict[str, float]) -> tuple[float, ...]:
-        """Return what the better of two candidates has more of."""
+        """Return what the better of two candidates has more of; not finite: not to be kept."""
 
 
 class Reporter(Protocol):
@@ -124,22 +124,28 @@ def fine_tune(
 ) -> None:
     """Train to the last epoch, or until the time is over; then load the best candidate.
 
-    The state is as it was made, or as a checkpoint left it. What it holds at step 0 (for LP-FT
-    the fitted head) is candidate 0: on the held-out images the result is never worse.
+    The state is as it was made, or as a checkpoint left it. With LP-FT what it holds at step 0
+    (the fitted head) is candidate 0: on the held-out images the result is never worse. Random
+    weights are no candidate.
 
     Raises:
         Diverged: The loss is NaN or infinite; the last checkpoint is from before.
+        TimeLimitTooShort: The time is over before the first comparison.
         StoppedOnRequest: SIGTERM arrived; a checkpoint of this moment is on disk.
         InsufficientStorage: No space for a checkpoint.
     """
     training = _Training(task, data, recipe, around)
     per_epoch = training.schedule.steps_per_epoch
+    first = 1 if isinstance(recipe, ScratchRecipe) else 0  # the first step that is a candidate
     while True:
-        if state.step % per_epoch == 0 and state.compared_step != state.step:
+        ended = state.step % per_epoch == 0 and state.step >= first
+        if ended and state.compared_step != state.step:
             _compare(state, training)
             around.save(state)
         if state.step == training.schedule.total_steps or not _train_epoch(state, training):
             break
+    if state.compared_step != state.step:  # out of time within an epoch: its steps count too
+        _compare(state, training)
     state.load_best()
 
 
@@ -156,6 +162,7 @@ def _train_epoch(state: TrainingState, training: _Training) -> bool:
             around.save(state)
             raise StoppedOnRequest
         if around.interruption.out_of_time:
+            around.interruption.poll()  # an error while there is no candidate
             done = f"after {state.step} of {schedule.total_steps} steps"
             around.report.warning("time-limit-reached", f"stopped {done}; the best is kept")
             return False
@@ -216,9 +223,14 @@ def _compare(state: TrainingState, training: _Training) -> None:
     metrics = task.metrics(logits, data.dataset.labels[torch.from_numpy(data.held_out)])
     named = {f"{data.held_out_name}/{name}": value for name, value in metrics.items()}
     around.report.metrics(state.step, {k: v for k, v in named.items() if math.isfinite(v)})
-    if not state.best_metrics or task.rank(metrics) > task.rank(state.best_metrics):
+    rank = task.rank(metrics)
+    if not all(map(math.isfinite, rank)):
+        if not state.best_metrics:
+            raise Diverged(state.step, str(metrics["loss"]))
+    elif not state.best_metrics or rank > task.rank(state.best_metrics):
         state.keep_as_best(metrics)
     state.compared_step = state.step
+    around.interruption.has_model = True
 
 
 def _is_due(step: int, saved: float, around: Surroundings) -> bool:

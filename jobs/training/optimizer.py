@@ -41,8 +41,15 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def prepare_modules(model: Classifier, recipe: FinetuneRecipe | ScratchRecipe) -> None:
-    """Put the model in training mode, as far as the recipe says."""
+    """Put the model in training mode, as far as the recipe says and parameters learn.
+
+    What is frozen as a whole stays in eval mode: its BatchNorm statistics must not move either.
+    """
     model.train()
+    for module in model.modules():
+        learning = [parameter.requires_grad for parameter in module.parameters()]
+        if learning and not any(learning):
+            module.eval()
     if recipe.batch_norm == "eval":
         for module in model.modules():
             # BatchNorm keeps its statistics: those of a few images per batch are noise

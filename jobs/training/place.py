@@ -15,12 +15,11 @@ from jobs.training.device import Numerics, set_up
 from jobs.training.interruption import Interruption
 from jobs.training.spec import TrainSpec
 from models_cache.blobs import BlobStore
-from models_cache.features import FeatureCache
+from models_cache.features import FeatureCache, is_out_of_memory
 from models_cache.pixels import PixelCache
 from models_cache.predictor import choose_device
 
-# How torch says on the CPU that an allocation failed; it has no class of its own for that.
-_CPU_ALLOCATION_FAILED = "can't allocate memory"
+_DEFAULT_BATCH = 32  # of every recipe
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,9 @@ class Place:
         checkpoint = Checkpoints(spec.run_folder / "checkpoints").newest()
         # With another number of threads the sums, and so the weights, would be others.
         threads = spec.threads if checkpoint is None else int(checkpoint.facts["threads"])
-        interruption.has_model = checkpoint is not None
+        interruption.has_model = checkpoint is not None and (
+            spec.recipe != "scratch" or checkpoint.facts["compared_step"] > 0
+        )
         device = choose_device(spec.device)
         return cls(spec, progress, interruption, device, set_up(device, threads), checkpoint)
 
@@ -89,7 +90,7 @@ class Place:
         self.interruption.poll()
 
     @contextmanager
-    def memory_for(self, batch_size: int) -> Iterator[None]:
+    def memory(self) -> Iterator[None]:
         """Say what did not fit where memory runs out inside.
 
         Raises:
@@ -97,9 +98,8 @@ class Place:
         """
         try:
             yield
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemory(batch_size, str(self.device)) from error
-        except RuntimeError as error:
-            if _CPU_ALLOCATION_FAILED not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
+            batch_size = self.spec.parameters.get("batch_size", _DEFAULT_BATCH)
             raise OutOfMemory(batch_size, str(self.device)) from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,14 @@ from jobs.training.loop import TrainingData
 from jobs.training.place import Place
 from models_cache.backbones import build_backbone, feature_width
 from models_cache.catalogue import Catalogue, WeightsInfo
+from models_cache.durable import canonical_json, write_bytes
 from models_cache.features import freeze
 from models_cache.pixels import PixelKey
 from models_cache.preprocessing import Preprocessing
 from models_cache.weights import WeightsVault, obtain
 
+SEEN = "train-seen"  # the split's name where epochs are compared on what is learned from
+_WEIGHTS_RECORD = "weights.json"  # in the run folder: what the first attempt chose
 _HOLDOUT_FOLDS = 5  # without a val split one fold of the training images stands in for it
 
 
@@ -73,11 +79,16 @@ def fetch_backbone(place: Place) -> Backbone:
 
 
 def _first_available(place: Place, vault: WeightsVault) -> tuple[WeightsInfo, Path]:
-    """Return the first of the weights that can be had, and its file."""
+    """Return the first of the weights that can be had, and its file; later attempts stay with it.
+
+    What `DEFAULT` means depends on what can be downloaded just now, and a job has one backbone.
+    """
     spec = place.spec
     assert spec.weights is not None
     catalogue = Catalogue.load(extra_files=spec.weights_catalogues)
-    candidates = catalogue.candidates(spec.architecture, spec.weights, have=vault.have)
+    record = spec.run_folder / _WEIGHTS_RECORD
+    name = _recorded(record) or spec.weights
+    candidates = catalogue.candidates(spec.architecture, name, have=vault.have)
 
     def report(done_bytes: int, total_bytes: int | None) -> None:
         place.advance("bytes", done_bytes, total_bytes)
@@ -85,7 +96,18 @@ def _first_available(place: Place, vault: WeightsVault) -> tuple[WeightsInfo, Pa
     def warn(message: str) -> None:
         place.progress.warning("weights-fallback", message)
 
-    return obtain(vault, candidates, report, warn)
+    info, path = obtain(vault, candidates, report, warn)
+    chosen = {"name": info.name, "sha256": vault.sha256_of(info)}
+    if name != info.name or not record.exists():
+        write_bytes(record, canonical_json(chosen), point="weights_record")
+    return info, path
+
+
+def _recorded(record: Path) -> str | None:
+    """Return the name of the weights that an earlier attempt of the job chose, if any."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(record.read_bytes())["name"])
+    return None
 
 
 def decode_dataset(place: Place, preprocessing: Preprocessing) -> LoadedDataset:
@@ -113,12 +135,32 @@ def split_dataset(
         if not len(val):
             place.progress.warning("no-val-images", "there is no val split: judged out of fold")
         return TrainingData(dataset, train, val, preprocessing)
-    labels = dataset.labels[torch.from_numpy(train)].tolist()
-    folds: NDArray[np.int64] = assign_folds(labels, dataset.contents(train), _HOLDOUT_FOLDS).numpy()
-    learned = train[folds != 0] if (folds != 0).any() else train
-    held_out = train[folds == 0]
+    held_out = _hold_out(dataset, train)
+    if not len(held_out):
+        place.progress.warning(
+            "no-val-images",
+            "there is no val split and no class has two different images: epochs are compared on "
+            "the training images",
+        )
+        return TrainingData(dataset, train, train, preprocessing, held_out_name=SEEN)
     place.progress.warning(
         "no-val-images",
         f"there is no val split: {len(held_out)} of {len(train)} training images are held out",
     )
+    learned = train[~np.isin(train, held_out)]
     return TrainingData(dataset, learned, held_out, preprocessing, held_out_name="holdout")
+
+
+def _hold_out(dataset: LoadedDataset, train: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return one fold of the training images, int64 `[H]`; never a class's only distinct image."""
+    labels = dataset.labels[torch.from_numpy(train)].tolist()
+    contents = dataset.contents(train)
+    distinct = Counter(label for label, _ in set(zip(labels, contents, strict=True)))
+    spare = np.array([distinct[label] > 1 for label in labels], dtype=bool)  # [N]
+    if not spare.any():
+        return train[:0]
+    chosen = train[spare]
+    labels = dataset.labels[torch.from_numpy(chosen)].tolist()
+    folds = assign_folds(labels, dataset.contents(chosen), _HOLDOUT_FOLDS).numpy()
+    held_out: NDArray[np.int64] = chosen[folds == 0]
+    return held_out

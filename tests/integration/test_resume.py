@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +13,14 @@ import pytest
 from jobs.training.checkpoint import Checkpoints
 from models_cache.durable import sha256_of_bytes
 from tests.training_jobs import (
+    REPOSITORY,
     TrainingChildren,
     TrainingJob,
     store_dataset,
     training_spec,
     write_catalogue,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -64,14 +69,20 @@ def uninterrupted(
     return outcome(job)
 
 
-def outcome(job: TrainingJob) -> dict[str, object]:
-    """Return what must be equal: the published tensors and all of the last state."""
+def outcome(job: TrainingJob, steps: int = _STEPS) -> dict[str, object]:
+    """Return what must be equal: published tensors, all of the last state, figures by step."""
     last = Checkpoints(job.run_folder / "checkpoints").newest()
     assert last is not None
-    assert last.step == _STEPS
+    assert last.step == steps
     tensors = last.tensors()
     state = {name: sha256_of_bytes(value.numpy().tobytes()) for name, value in tensors.items()}
-    return {"published": job.result()["artifact"]["files"]["model.safetensors"], "state": state}
+    measured: dict[tuple[int, str], float] = {}
+    for line in job.all_lines():
+        for name, value in line["metrics"].items() if line["kind"] == "metrics" else ():
+            assert measured.setdefault((line["step"], name), value) == value
+    assert {name for _, name in measured} >= {"train/loss", "val/loss"}
+    published = job.result()["artifact"]["files"]["model.safetensors"]
+    return {"published": published, "state": state, "measured": measured}
 
 
 @pytest.mark.parametrize(
@@ -150,3 +161,92 @@ def test_a_checkpoint_of_another_configuration_is_not_used(
     assert "checkpoint-ignored" in [line.get("code") for line in job.lines()]
     phases = [line["phase"] for line in job.lines() if line["kind"] == "phase"]
     assert "head" in phases
+
+
+def test_after_a_change_of_configuration_new_checkpoints_are_gone_on_from(
+    children: TrainingChildren, data_folder: Path, spec: dict[str, object]
+) -> None:
+    job = TrainingJob(data_folder, "job_changed_twice", dict(spec))
+    assert job.run(children, "train.step:5=kill") == -9
+    job.spec["seed"] = 4
+    assert job.run(children, "train.step:5=kill,train.step:2=kill") == -9
+    assert job.run(children) == 0
+    assert "checkpoint-ignored" not in [line.get("code") for line in job.lines()]
+    said = [line["message"] for line in job.lines() if line["kind"] == "log"]
+    assert said == ["going on from the checkpoint of step 2"]
+
+
+def test_a_training_stopped_on_request_ends_with_the_bits_of_an_uninterrupted_one(
+    children: TrainingChildren,
+    data_folder: Path,
+    spec: dict[str, object],
+    uninterrupted: dict[str, object],
+) -> None:
+    job = TrainingJob(data_folder, "job_stopped", {**spec, "checkpoint_steps": 1000})
+    child = job.start()
+    until(lambda: [line for line in job.lines() if line.get("unit") == "steps"], 60)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=30)
+    assert child.returncode == 75
+    job.spec["checkpoint_steps"] = 1
+    assert job.run(children) == 0
+    assert outcome(job) == uninterrupted
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_killed_training_from_scratch_ends_with_the_bits_of_an_uninterrupted_one(
+    children: TrainingChildren, data_folder: Path, spec: dict[str, object], threads: int
+) -> None:
+    scratch = {
+        **spec,
+        "recipe": "scratch",
+        "weights": None,
+        "parameters": {"epochs": 2, "batch_size": 6},
+        "threads": threads,
+        "checkpoint_steps": 1000,  # only at the end of an epoch, of 2 steps
+    }
+    whole = TrainingJob(data_folder, f"job_whole_{threads}", dict(scratch))
+    assert whole.run(children) == 0
+    killed = TrainingJob(data_folder, f"job_killed_{threads}", dict(scratch))
+    assert killed.run(children, "train.step:1=kill") == -9
+    assert killed.run(children, "train.step:1=kill,train.step:3=kill") == -9
+    assert killed.run(children) == 0
+    assert outcome(killed, 4) == outcome(whole, 4)
+
+
+# The gradient of Swin's table of relative positions: 49 x 49 pairs share 169 rows.
+_GRADIENTS = """
+import torch
+from jobs.training.device import set_up
+set_up(torch.device("cpu"), 2)
+def gradient():
+    torch.manual_seed(0)
+    table = torch.randn(169, 24, requires_grad=True)
+    (table[torch.randint(0, 169, (2401,))] * torch.randn(2401, 24)).sum().backward()
+    return table.grad.numpy().tobytes()
+print(len({gradient() for _ in range(50)}))
+"""
+
+
+def test_two_threads_add_up_gradients_of_indexed_values_in_one_order() -> None:
+    command = [sys.executable, "-c", _GRADIENTS]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True)
+    assert int(ended.stdout) == 1
+
+
+def test_later_attempts_stay_with_the_weights_of_the_first(
+    children: TrainingChildren, data_folder: Path, spec: dict[str, object]
+) -> None:
+    job = TrainingJob(data_folder, "job_default", {**spec, "weights": "DEFAULT"})
+    assert job.run(children, "train.after_head=kill") == -9
+    other = write_catalogue(data_folder / "other", _ARCHITECTURE, "OTHER")
+    catalogues = job.spec["weights_catalogues"]
+    job.spec["weights_catalogues"] = [str(other), *catalogues]  # DEFAULT now means another
+    assert job.run(children) == 0
+    assert "checkpoint-ignored" not in [line.get("code") for line in job.lines()]
+    resolved = next(line["resolved"] for line in job.lines() if line["kind"] == "resolved")
+    assert resolved["weights"]["name"] == "DRAWN"
+    new = TrainingJob(data_folder, "job_default_new", dict(job.spec))
+    assert new.run(children) == 0
+    resolved = next(line["resolved"] for line in new.lines() if line["kind"] == "resolved")
+    assert resolved["weights"]["name"] == "OTHER"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -13,23 +14,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from jobs.datasets.loading import LoadedDataset, load_dataset
 from jobs.datasets.manifest import Manifest
-from jobs.errors import Diverged
-from jobs.recipes import FinetuneRecipe
+from jobs.errors import Diverged, OutOfMemory, TimeLimitTooShort
+from jobs.progress import FILE_NAME, ProgressWriter
+from jobs.recipes import FinetuneRecipe, ScratchRecipe
 from jobs.tasks.classification import Classification, wilson_interval
+from jobs.training.attempt import train as run_attempt
+from jobs.training.device import Numerics
 from jobs.training.evaluate import predict_logits
 from jobs.training.interruption import Interruption
 from jobs.training.loop import Surroundings, TrainingData, fine_tune
 from jobs.training.optimizer import build_optimizer
+from jobs.training.place import Place
+from jobs.training.sources import split_dataset
+from jobs.training.spec import TrainSpec
 from jobs.training.state import TrainingState
-from models_cache.artifacts import Artifact, read_artifact
+from models_cache.artifacts import Artifact, ArtifactFacts, read_artifact, write_artifact
 from models_cache.backbones import Classifier, build_classifier
 from models_cache.blobs import BlobStore
-from models_cache.classifiers import check_golden, load_classifier
+from models_cache.classifiers import (
+    check_golden,
+    golden_outputs,
+    load_classifier,
+    tensors_to_publish,
+)
 from models_cache.decode import center_crop, decode_rgb, resize_shorter_side
-from models_cache.features import normalised
+from models_cache.errors import ArtifactGoldenMismatch
+from models_cache.features import choose_engine, normalised
 from models_cache.pixels import PixelCache, PixelKey
 from tests.training_jobs import (
     ARCHITECTURE,
@@ -117,7 +131,7 @@ def loaded(data_folder: Path, manifest: Manifest) -> LoadedDataset:
     return load_dataset(blobs, cache, manifest, key, 2, lambda _done, _total: None)
 
 
-def start_state(recipe: FinetuneRecipe) -> TrainingState:
+def start_state(recipe: FinetuneRecipe | ScratchRecipe) -> TrainingState:
     torch.manual_seed(0)
     model = build_classifier(ARCHITECTURE, len(CLASSES))
     model.to(memory_format=torch.channels_last)
@@ -127,15 +141,15 @@ def start_state(recipe: FinetuneRecipe) -> TrainingState:
 def train(
     state: TrainingState,
     dataset: LoadedDataset,
-    recipe: FinetuneRecipe,
+    recipe: FinetuneRecipe | ScratchRecipe,
     interruption: Interruption | None = None,
+    task: Classification | None = None,
+    save: Callable[[TrainingState], None] = lambda _state: None,
 ) -> Recorder:
     data = TrainingData(dataset, dataset.indices("train"), dataset.indices("val"), SMALL)
     recorder = Recorder()
-    around = Surroundings(
-        1, torch.float32, recorder, interruption or Interruption(None), lambda _state: None
-    )
-    fine_tune(state, Classification(CLASSES), data, recipe, around)
+    around = Surroundings(1, torch.float32, recorder, interruption or Interruption(None), save)
+    fine_tune(state, task or Classification(CLASSES), data, recipe, around)
     return recorder
 
 
@@ -170,6 +184,7 @@ def test_a_head_job_gives_a_model_that_serves_what_was_reported(
     result, lines = first.result(), first.lines()
     phases = [line["phase"] for line in lines if line["kind"] == "phase"]
     assert phases == ["weights", "decode", "features", "head", "publish"]
+    assert {line["unit"] for line in lines if line["kind"] == "progress"} >= {"images", "penalties"}
     resolved = next(line["resolved"] for line in lines if line["kind"] == "resolved")
     assert resolved["recipe"]["parameters"]["folds"] == 5
     assert resolved["weights"]["name"] == "DRAWN"
@@ -206,11 +221,12 @@ def test_cached_features_give_the_same_head_as_computed_ones(
     first, second, third = job("job_1"), job("job_2"), job("job_3")
     assert first.run(children) == 0
     (cached,) = (first.data_folder / "cache" / "features").iterdir()
-    written = cached.stat().st_mtime_ns, cached.read_bytes()
+    inode, written = cached.stat().st_ino, cached.read_bytes()
     assert second.run(children) == 0
-    cached.write_bytes(b"damaged" + written[1])
+    assert cached.stat().st_ino == inode  # read, not computed and written again
+    cached.write_bytes(b"damaged" + written)
     assert third.run(children) == 0
-    assert cached.read_bytes() == written[1]
+    assert cached.read_bytes() == written
     hashes = [j.result()["artifact"]["files"]["model.safetensors"] for j in (first, second, third)]
     assert hashes[0] == hashes[1] == hashes[2]
 
@@ -331,17 +347,63 @@ def test_frozen_stages_do_not_move(dataset: LoadedDataset) -> None:
     assert "backbone.features.0.weight" not in moved
 
 
-def test_the_result_is_never_worse_than_what_training_started_from(
-    dataset: LoadedDataset,
+class Scripted(Classification):
+    """A task whose candidates have given accuracies and losses, in the order of comparison."""
+
+    def __init__(self, *figures: tuple[float, float]) -> None:
+        super().__init__(CLASSES)
+        self._figures = list(figures)
+
+    def metrics(self, logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+        assert len(logits) == len(targets)
+        accuracy, loss = self._figures.pop(0)
+        return {"accuracy_top1": accuracy, "loss": loss}
+
+
+@pytest.mark.parametrize(
+    ("figures", "best"),
+    [
+        ([(0.9, 1.0), (0.8, 1.0), (0.7, 1.0), (0.6, 1.0)], 0),
+        ([(0.5, 1.0), (0.9, 1.0), (0.9, 0.5), (0.6, 0.1)], 2),
+        ([(0.5, 1.0), (0.5, 1.0), (0.5, 1.0), (0.5, 1.0)], 0),
+        ([(0.5, 1.0), (0.6, 1.0), (1.0, math.nan), (0.9, math.inf)], 1),
+        ([(0.1, 1.0), (0.2, 1.0), (0.3, 1.0), (0.4, 1.0)], 3),
+    ],
+)
+def test_the_best_candidate_is_what_remains(
+    dataset: LoadedDataset, figures: list[tuple[float, float]], best: int
 ) -> None:
-    harmful = recipe(lr_head=1.0, lr_backbone=1e-6, epochs=2)
-    state = start_state(harmful)
-    recorder = train(state, dataset, harmful)
-    accuracies = [m["val/accuracy_top1"] for _, m in recorder.measured if "val/accuracy_top1" in m]
-    logits = predict_logits(state.model, dataset, dataset.indices("val"), SMALL, 8)
+    three = recipe(epochs=3, batch_size=16)  # one step per epoch
+    state = start_state(three)
+    candidates = [weights_of(state)]
+    train(
+        state, dataset, three, task=Scripted(*figures),
+        save=lambda saved: candidates.append(weights_of(saved)),
+    )  # fmt: skip
+    candidates = candidates[1:]  # what was saved behind each comparison
+    assert state.best_step == best
+    assert len({each["head.weight"].numpy().tobytes() for each in candidates}) == 4
+    final = weights_of(state)
+    assert all(torch.equal(final[name], candidates[best][name]) for name in final)
+
+
+def weights_of(state: TrainingState) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in state.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_without_any_candidate_of_finite_loss_training_has_diverged(
+    dataset: LoadedDataset, loss: float
+) -> None:
+    with pytest.raises(Diverged):
+        train(start_state(recipe()), dataset, recipe(), task=Scripted((1.0, loss)))
+
+
+def test_a_loss_that_is_not_finite_ranks_below_every_other() -> None:
     task = Classification(CLASSES)
-    labels = dataset.labels[torch.from_numpy(dataset.indices("val"))]
-    assert task.metrics(logits, labels)["accuracy_top1"] == max(accuracies)
+    worst = task.rank({"accuracy_top1": 0.0, "loss": 1e30})
+    assert task.rank({"accuracy_top1": 1.0, "loss": math.nan}) < worst
+    assert task.rank({"accuracy_top1": 1.0, "loss": math.inf}) < worst
 
 
 def test_a_loss_that_is_not_finite_stops_within_one_step(dataset: LoadedDataset) -> None:
@@ -360,6 +422,190 @@ def test_a_passed_time_limit_keeps_the_best_so_far(dataset: LoadedDataset) -> No
     recorder = train(state, dataset, recipe(), over)
     assert recorder.warnings == ["time-limit-reached"]
     assert (state.step, state.best_step) == (0, 0)
+
+
+class Hourglass(Interruption):
+    """A limit that passes after some questions: one is asked before each step."""
+
+    def __init__(self, questions: int) -> None:
+        super().__init__(limit_seconds=1.0)
+        self._left = questions
+
+    @property
+    def out_of_time(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def test_steps_since_the_last_epoch_are_a_candidate_when_the_time_is_over(
+    dataset: LoadedDataset,
+) -> None:
+    four = recipe(epochs=4, batch_size=4)  # four steps per epoch
+    state = start_state(four)
+    better = Scripted((0.1, 1.0), (0.2, 1.0), (0.3, 1.0))
+    recorder = train(state, dataset, four, Hourglass(6), better)
+    assert recorder.warnings == ["time-limit-reached"]
+    assert [step for step, m in recorder.measured if "val/loss" in m] == [0, 4, 6]
+    assert (state.step, state.best_step) == (6, 6)
+
+
+@pytest.mark.parametrize("questions", [0, 2])
+def test_random_weights_are_no_result_of_a_time_limit(
+    dataset: LoadedDataset, questions: int
+) -> None:
+    scratch = ScratchRecipe(epochs=2, batch_size=4, batch_norm="train")
+    with pytest.raises(TimeLimitTooShort):
+        train(start_state(scratch), dataset, scratch, Hourglass(questions))
+
+
+def test_from_scratch_the_first_epoch_is_the_first_candidate(dataset: LoadedDataset) -> None:
+    scratch = ScratchRecipe(epochs=2, batch_size=4, batch_norm="train")
+    state = start_state(scratch)
+    recorder = train(state, dataset, scratch, Hourglass(5), Scripted((0.5, 1.0), (0.4, 1.0)))
+    assert recorder.warnings == ["time-limit-reached"]
+    assert (state.step, state.best_step) == (5, 4)
+
+
+def place_of(job: TrainingJob) -> Place:
+    """Return where a job would work, without touching this process's number of threads."""
+    spec = TrainSpec.load(job.next_spec())
+    progress = ProgressWriter(job.attempt_folder / FILE_NAME)
+    numerics = Numerics(torch.__version__, "", "cpu", torch.get_num_threads(), True)
+    return Place(spec, progress, Interruption(None), torch.device("cpu"), numerics, None)
+
+
+def split_of(
+    folder: Path, catalogue: Path, counts: dict[str, int]
+) -> tuple[TrainingData, TrainingJob]:
+    """Split a dataset of some training images per class, without any other split."""
+    whole = store_dataset(folder, {"train": max(counts.values())}, tuple(counts))
+    kept = tuple(
+        image
+        for image in whole.images
+        if int(Path(image.path).stem) < counts[whole.classes[image.label]]
+    )
+    manifest = Manifest(whole.classes, kept)
+    manifest.store(BlobStore(folder / "blobs"))
+    job = TrainingJob(folder, "job_1", training_spec(manifest, catalogue, recipe="scratch"))
+    return split_dataset(place_of(job), loaded(folder, manifest), SMALL), job
+
+
+@pytest.mark.parametrize("counts", [{"red": 10, "green": 7}, {"red": 2, "green": 1, "blue": 3}])
+def test_what_is_held_out_is_not_learned_from_and_no_class_loses_its_only_image(
+    tmp_path: Path, catalogue: Path, counts: dict[str, int]
+) -> None:
+    data, _ = split_of(tmp_path, catalogue, counts)
+    learned, held_out = data.dataset.contents(data.train), data.dataset.contents(data.held_out)
+    assert held_out
+    assert set(learned).isdisjoint(held_out)
+    assert len(learned) + len(held_out) == sum(counts.values())
+    labels = data.dataset.labels[torch.from_numpy(data.train)]
+    assert set(labels.tolist()) == set(range(len(counts)))
+
+
+def test_where_no_image_can_be_spared_candidates_are_compared_on_what_is_learned(
+    tmp_path: Path, catalogue: Path
+) -> None:
+    data, job = split_of(tmp_path, catalogue, {"red": 1, "green": 1})
+    assert data.train.tolist() == data.held_out.tolist() == [0, 1]
+    assert data.held_out_name == "train-seen"
+    assert "no class has two different images" in job.lines()[-1]["message"]
+
+
+def test_a_job_on_one_image_per_class_ends_with_a_model(
+    children: TrainingChildren, tmp_path: Path, catalogue: Path
+) -> None:
+    manifest = store_dataset(tmp_path, {"train": 1}, CLASSES)
+    spec = training_spec(manifest, catalogue, recipe="finetune", parameters={"epochs": 1})
+    job = TrainingJob(tmp_path, "job_1", spec)
+    assert job.run(children) == 0
+    assert "train-seen/accuracy_top1" in job.result()["metrics"]
+
+
+class Exhausted(ProgressWriter):
+    """Runs out of memory at the beginning of a phase."""
+
+    def __init__(self, path: Path, phase: str) -> None:
+        super().__init__(path)
+        self._exhausted = phase
+
+    def phase(self, phase: str) -> None:
+        if phase == self._exhausted:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().phase(phase)
+
+
+@pytest.mark.parametrize("phase", ["weights", "decode", "head", "publish"])
+def test_memory_that_runs_out_in_any_phase_has_a_code(
+    job: Callable[..., TrainingJob], phase: str
+) -> None:
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    exhausted = job(parameters={"batch_size": 7}, threads=threads)
+    spec = TrainSpec.load(exhausted.next_spec())
+    progress = Exhausted(exhausted.attempt_folder / FILE_NAME, phase)
+    try:
+        with pytest.raises(OutOfMemory) as told:
+            run_attempt(spec, progress, Interruption(None))
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    assert (told.value.batch_size, told.value.device) == (7, "cpu")
+
+
+class Hungry(nn.Module):
+    """A backbone for which there is no memory, neither to run nor to be copied."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self._error = error
+
+    def forward(self, _images: torch.Tensor) -> torch.Tensor:
+        raise self._error
+
+    def __deepcopy__(self, _memo: object) -> Hungry:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"),
+        MemoryError(),
+    ],
+)
+def test_a_lack_of_memory_is_neither_another_engine_nor_a_malformed_artifact(
+    children: TrainingChildren, job: Callable[..., TrainingJob], error: Exception
+) -> None:
+    probe = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    with pytest.raises(type(error)):
+        choose_engine(Hungry(error).eval(), probe, SMALL)
+    finished = job()
+    assert finished.run(children) == 0
+    blobs = BlobStore(finished.data_folder / "blobs")
+    with pytest.raises(type(error)):
+        check_golden(Classifier(Hungry(error), 512, 2), artifact_of(finished), blobs)
+
+
+def test_a_head_of_zeros_does_not_pass_with_another_backbone(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path / "blobs")
+    first, second = (start_state(recipe()).model.eval() for _ in range(2))
+    with torch.no_grad():
+        next(second.backbone.parameters()).mul_(1.5)
+    facts = ArtifactFacts(
+        task="classification",
+        architecture=ARCHITECTURE,
+        kind="whole",
+        weights=None,
+        preprocessing=SMALL,
+        classes=CLASSES,
+        feature_width=512,
+    )
+    tensors, golden = tensors_to_publish(first, "whole"), golden_outputs(first, SMALL)
+    artifact = write_artifact(blobs, facts, tensors, golden)
+    check_golden(first, artifact, blobs)
+    with pytest.raises(ArtifactGoldenMismatch):
+        check_golden(second, artifact, blobs)
 
 
 def test_a_model_scores_images_the_same_alone_and_in_a_batch(dataset: LoadedDataset) -> None:

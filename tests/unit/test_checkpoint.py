@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -94,6 +95,32 @@ def test_when_all_are_damaged_there_is_none(tmp_path: Path) -> None:
     assert checkpoints.newest() is None
 
 
+def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, 2)
+    (tmp_path / "step-00000002.safetensors").write_bytes(b"")
+    save(checkpoints, 3)
+    assert {name[:13] for name in files(tmp_path)} == {"step-00000001", "step-00000003"}
+
+
+def test_checkpoints_of_another_configuration_do_not_push_out_new_ones(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step_done in (8, 9):
+        checkpoints.save({}, {"step": step_done, "config": "old"})
+    checkpoints.save({}, {"step": 1, "config": "new"})
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert (newest.step, newest.facts["config"]) == (1, "new")
+
+
+def test_cleared_checkpoints_are_gone(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, 2)
+    checkpoints.clear()
+    assert files(tmp_path) == []
+    assert checkpoints.newest() is None
+
+
 def test_a_save_sweeps_what_killed_attempts_left(tmp_path: Path) -> None:
     (tmp_path / ".step-00000001.safetensors.0f.tmp").write_bytes(b"half")
     (tmp_path / "step-00000003.safetensors").write_bytes(b"without json")
@@ -153,3 +180,34 @@ def test_only_the_last_stages_learn_when_asked_and_deeper_ones_learn_faster() ->
     }
     assert decays[id(model.head.bias)] == 0.0
     assert decays[id(model.head.weight)] == recipe.weight_decay
+
+
+@pytest.mark.parametrize(
+    ("tune", "batch_norm", "moves"), [(9, "train", True), (9, "eval", False), (0, "train", False)]
+)
+def test_batch_norm_statistics_move_only_where_they_should(
+    tune: int, batch_norm: Literal["train", "eval"], moves: bool
+) -> None:
+    state = small_state()
+    recipe = FinetuneRecipe(epochs=1, tune=tune, batch_norm=batch_norm)
+    state.optimizer = build_optimizer(state.model, recipe)
+    prepare_modules(state.model, recipe)
+    before = {name: value.clone() for name, value in state.model.named_buffers()}
+    step(state, 0)
+    after = dict(state.model.named_buffers())
+    assert before
+    assert all(torch.equal(before[name], after[name]) is not moves for name in before)
+
+
+def test_frozen_stages_stay_in_eval_mode_and_learning_ones_do_not() -> None:
+    stages = [
+        nn.Sequential(nn.Linear(3, 4), nn.Dropout()),
+        nn.Sequential(nn.Linear(4, 6), nn.Dropout()),
+    ]
+    backbone = nn.Sequential(*stages)
+    model = Classifier(backbone, 6, 2)
+    recipe = FinetuneRecipe(epochs=1, tune=1, batch_norm="train")
+    build_optimizer(model, recipe)
+    prepare_modules(model, recipe)
+    first, last = (stage[1].training for stage in stages)
+    assert (first, last, model.head.training) == (False, True, True)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +13,7 @@ from torch import Tensor
 from jobs.errors import FeaturesNotFinite
 from jobs.recipes import HeadRecipe
 from jobs.training.head import assign_folds, fit_head, fit_linear_head, l2_path
+from tests.training_jobs import REPOSITORY
 
 
 def clusters(count: int, width: int, classes: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -116,6 +120,110 @@ def test_features_without_any_spread_give_the_class_frequencies() -> None:
 def test_penalties_are_tried_from_the_strongest_to_the_weakest() -> None:
     path = l2_path(HeadRecipe(l2_strongest=1.0, l2_weakest=0.01, l2_per_decade=2))
     assert path == pytest.approx([1.0, 10**-0.5, 0.1, 10**-1.5, 0.01])
+
+
+def test_no_penalty_is_weaker_than_the_weakest() -> None:
+    path = l2_path(HeadRecipe(l2_strongest=1.0, l2_weakest=0.04, l2_per_decade=2))
+    assert path == pytest.approx([1.0, 10**-0.5, 0.1])
+    assert l2_path(HeadRecipe(l2_strongest=0.3, l2_weakest=0.3)) == [0.3]
+
+
+def test_the_head_of_a_large_problem_is_close_to_the_minimum() -> None:
+    features, labels = clusters(2000, 800, 200)
+    l2 = 0.01
+    head = fit_linear_head(features, labels, 200, l2=l2).double()
+    rows = features.double()
+    centre = rows.mean(dim=0)
+    scale = (rows - centre).square().mean(dim=0).sqrt().mean()
+    weight = (head.weight.detach() * scale).requires_grad_()
+    bias = (head.bias.detach() + head.weight.detach() @ centre).requires_grad_()
+    loss = F.cross_entropy((rows - centre) / scale @ weight.T + bias, labels)
+    (loss + l2 * weight.square().sum()).backward()
+    assert weight.grad is not None
+    # The penalty makes the loss strongly convex: this bounds the distance to the minimum in nats.
+    assert float(weight.grad.square().sum()) / (4 * l2) < 1e-3
+
+
+def test_progress_goes_from_penalty_to_penalty_and_is_told_in_every_pass() -> None:
+    features, labels = clusters(60, 20, 2)
+    told: list[tuple[int, int]] = []
+
+    def poll(done: int, total: int) -> bool:
+        told.append((done, total))
+        return False
+
+    path = l2_path(HeadRecipe())
+    fit_head(features, labels, names(60), 2, HeadRecipe(), poll)
+    done = [each for each, _ in told]
+    assert done == sorted(done)
+    assert {total for _, total in told} == {len(path) + 1}
+    assert told[-1] == (len(path) + 1, len(path) + 1)
+    assert done.count(0) >= 5  # each fold's first fit asks
+
+
+def test_a_search_can_be_left_at_any_pass() -> None:
+    features, labels = clusters(60, 20, 2)
+
+    class Stopped(Exception):
+        pass
+
+    def poll(done: int, _total: int) -> bool:
+        if done == 2:
+            raise Stopped
+        return False
+
+    with pytest.raises(Stopped):
+        fit_head(features, labels, names(60), 2, HeadRecipe(), poll)
+
+
+def test_when_the_time_is_over_the_best_penalty_so_far_is_used() -> None:
+    features, labels = clusters(60, 20, 2)
+    tried = set()
+
+    def poll(done: int, total: int) -> bool:
+        tried.add(done)
+        return done >= 3
+
+    fit = fit_head(features, labels, names(60), 2, HeadRecipe(), poll)
+    path = l2_path(HeadRecipe())
+    assert tried == {0, 1, 2, 3, len(path) + 1}
+    assert fit.l2 in path[:3]
+    correct = fit.head(features).argmax(dim=1) == labels
+    assert float(correct.float().mean()) > 0.9
+
+
+_MANY_CLASSES = """
+import json, resource, sys, time
+import torch
+from jobs.recipes import HeadRecipe
+from jobs.training.head import fit_head
+torch.set_num_threads(2)
+generator = torch.Generator().manual_seed(0)
+labels = torch.arange(2000) % 100
+features = torch.randn(100, 1280, generator=generator)[labels]
+features = features + 3 * torch.randn(2000, 1280, generator=generator)
+names = [str(i) for i in range(2000)]
+started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+last, longest = time.monotonic(), 0.0
+def poll(done, total):
+    global last, longest
+    now = time.monotonic()
+    last, longest = now, max(longest, now - last)
+    return False
+fit_head(features, labels, names, 100, HeadRecipe(), poll)
+used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(json.dumps([time.process_time() - started, used / 1024, longest]))
+"""
+
+
+@pytest.mark.slow
+def test_many_classes_take_seconds_little_memory_and_no_silence() -> None:
+    command = [sys.executable, "-c", _MANY_CLASSES]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True)
+    cpu_seconds, mebibytes, longest_silence_seconds = json.loads(ended.stdout)
+    assert cpu_seconds < 20  # 3 on two cores
+    assert mebibytes < 400  # 130
+    assert longest_silence_seconds < 5
 
 
 def test_cross_validation_of_a_small_set_takes_about_a_second() -> None:

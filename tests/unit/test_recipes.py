@@ -9,7 +9,7 @@ import pytest
 from jobs.errors import RecipeInvalid
 from jobs.recipes import AUTO, RECIPES, FinetuneRecipe, HeadRecipe, RecipeFacts, as_json, resolve
 
-FACTS = RecipeFacts(train_images=245, stages=19, has_batch_norm=True, device="cpu")
+FACTS = RecipeFacts(train_images=245, stages=19, has_batch_norm=True)
 
 
 @pytest.mark.parametrize("name", RECIPES)
