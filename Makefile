@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # torch and torchvision from whatever index pip is configured for. CPU only:
 #   make install TORCH_PIN="torch torchvision --index-url https://download.pytorch.org/whl/cpu"
-TORCH_PIN ?= torch>=2.10 torchvision>=0.25
+TORCH_PIN ?= 'torch>=2.10' 'torchvision>=0.25'
 STAMP := $(VENV)/.installed-$(shell cat requirements/dev.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 PYTEST_WORKERS ?= 2
 
