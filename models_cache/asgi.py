@@ -11,7 +11,7 @@ import json
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from models_cache.errors import InferenceAddressInvalid, PredictTooLarge
@@ -19,6 +19,7 @@ from models_cache.errors import InferenceAddressInvalid, PredictTooLarge
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_Answer = TypeVar("_Answer")
 
 MAX_UNIX_PATH_BYTES = 107  # sun_path holds 108 with the final zero
 
@@ -49,9 +50,7 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> memoryv
             return memoryview(body)
 
 
-async def unless_client_gone(
-    work: Coroutine[Any, Any, dict[str, Any]], receive: Receive
-) -> dict[str, Any]:
+async def unless_client_gone(work: Coroutine[Any, Any, _Answer], receive: Receive) -> _Answer:
     """Return the result of `work`; cancel it as soon as the client hangs up.
 
     Raises:
@@ -70,17 +69,21 @@ async def unless_client_gone(
         await asyncio.gather(answer, gone, return_exceptions=True)  # it lets go of what it holds
 
 
-async def respond(send: Send, status: int, body: dict[str, Any]) -> None:
-    """Send a JSON answer; 503 says when to try again."""
-    data = json.dumps(body, allow_nan=False).encode()
+def as_json(value: object) -> bytes:
+    """Return the JSON of a value; the encoder holds the interpreter, so large ones go in parts."""
+    return json.dumps(value, allow_nan=False).encode()
+
+
+async def respond(send: Send, status: int, body: bytes) -> None:
+    """Send an answer that is JSON already; 503 says when to try again."""
     headers = [
         (b"content-type", b"application/json"),
-        (b"content-length", str(len(data)).encode()),
+        (b"content-length", str(len(body)).encode()),
     ]
     if status == 503:
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": data})
+    await send({"type": "http.response.body", "body": body})
 
 
 def listen(bind: str) -> socket.socket:

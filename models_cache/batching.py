@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -51,6 +51,41 @@ class _Item(Generic[K, P, R]):
     queued_at: float = field(default_factory=time.monotonic)
 
 
+class Room:
+    """A bound on how many images may be in one place at a time. Thread-safe.
+
+    Args:
+        limit_images: Most images inside.
+    """
+
+    def __init__(self, limit_images: int) -> None:
+        self._limit_images = limit_images
+        self._images = 0
+        self._lock = threading.Lock()
+
+    @property
+    def images(self) -> int:
+        """How many images are inside."""
+        return self._images
+
+    @contextmanager
+    def reserve(self, images: int) -> Iterator[None]:
+        """Hold room for `images` while the block runs.
+
+        Raises:
+            InferenceOverloaded: There is not so much left.
+        """
+        with self._lock:
+            if self._images + images > self._limit_images:
+                raise InferenceOverloaded(self._images, self._limit_images)
+            self._images += images
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._images -= images
+
+
 class Batcher(Generic[K, P, R]):
     """A bounded queue and the one thread that empties it.
 
@@ -70,8 +105,7 @@ class Batcher(Generic[K, P, R]):
     ) -> None:
         self._forward = forward
         self._max_batch_images = max_batch_images
-        self._max_accepted_images = max_accepted_images
-        self._accepted_images = 0
+        self._accepted = Room(max_accepted_images)
         self._queue: deque[_Item[K, P, R]] = deque()
         self._closing = False
         self._changed = threading.Condition()
@@ -80,7 +114,7 @@ class Batcher(Generic[K, P, R]):
     @property
     def accepted_images(self) -> int:
         """How many items are reserved and not yet answered."""
-        return self._accepted_images
+        return self._accepted.images
 
     def start(self) -> None:
         """Start the thread that runs `forward`."""
@@ -94,8 +128,7 @@ class Batcher(Generic[K, P, R]):
         if self._thread.ident is not None:
             self._thread.join()
 
-    @contextmanager
-    def reserve(self, images: int) -> Iterator[None]:
+    def reserve(self, images: int) -> AbstractContextManager[None]:
         """Hold room for `images` items from before they are decoded until they are answered.
 
         The bound covers decoding too: otherwise overload would pile up in front of the queue.
@@ -103,16 +136,7 @@ class Batcher(Generic[K, P, R]):
         Raises:
             InferenceOverloaded: There is no room.
         """
-        with self._changed:
-            accepted, limit = self._accepted_images, self._max_accepted_images
-            if accepted + images > limit:
-                raise InferenceOverloaded(accepted, limit)
-            self._accepted_images += images
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._accepted_images -= images
+        return self._accepted.reserve(images)
 
     def submit(self, key: K, payload: P) -> Future[Answer[R]]:
         """Queue one item, inside `reserve`; cancelling the future drops it from the queue.

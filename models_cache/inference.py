@@ -19,11 +19,11 @@ import json
 import re
 import signal
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import uvicorn
@@ -34,12 +34,13 @@ from models_cache.asgi import (
     Receive,
     Scope,
     Send,
+    as_json,
     listen,
     read_body,
     respond,
     unless_client_gone,
 )
-from models_cache.batching import Batcher
+from models_cache.batching import Batcher, Room
 from models_cache.decode import ImageLimits
 from models_cache.errors import (
     BlobMissing,
@@ -49,7 +50,8 @@ from models_cache.errors import (
     WireMalformed,
     to_wire,
 )
-from models_cache.loaded import Pinned
+from models_cache.features import Engine
+from models_cache.loaded import Pinned, SharedLoads
 from models_cache.predictor import (
     BackboneKey,
     Model,
@@ -62,6 +64,8 @@ from models_cache.predictor import (
 _MAX_JSON_BYTES = 4096  # of a /load body
 _LOADERS = 4  # threads that read weights; a slow load must not hold up another model's
 _KEEP_ALIVE_SECONDS = 3600  # the api's pool closes idle connections, never this side first
+_Key = TypeVar("_Key")
+_Loaded = TypeVar("_Loaded")
 _STATUS: dict[type[GraftError], int] = {
     GraftError: 503,  # the model or the machine cannot answer now
     WireMalformed: 400,
@@ -84,6 +88,7 @@ class InferenceConfig:
         max_request_bytes: Bound on one request's images together.
         max_batch_images: Most images in one forward pass.
         max_accepted_images: Most images accepted and not yet answered; beyond it, `overloaded`.
+            As many more may wait for their models to be loaded.
         drain_seconds: How long accepted requests may take after SIGTERM.
     """
 
@@ -101,9 +106,9 @@ class InferenceConfig:
 
 @dataclass(frozen=True)
 class _Prediction:
-    """One image's answer as JSON, and its times in seconds."""
+    """One image's scores `[C]` or why it has none, and its times in seconds."""
 
-    body: dict[str, Any]
+    scores: torch.Tensor | ImageError
     decode_seconds: float = 0.0
     queue_seconds: float = 0.0
     forward_seconds: float = 0.0
@@ -125,7 +130,12 @@ class InferenceApp:
             predictor.forward, config.max_batch_images, config.max_accepted_images
         )
         self._decoders = ThreadPoolExecutor(config.threads, "decode")
+        # Not the decoders': what is computed already shall not queue behind what is not
+        self._encoders = ThreadPoolExecutor(1, "encode")
         self._loaders = ThreadPoolExecutor(_LOADERS, "load")
+        self._waiting = Room(config.max_accepted_images)  # for their model to be loaded
+        self._models = SharedLoads(predictor.pin_if_loaded, self._load_model)
+        self._backbones = SharedLoads(predictor.pin_backbone_if_loaded, self._load_backbone)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection: a request, or the process's lifespan."""
@@ -135,7 +145,7 @@ class InferenceApp:
             try:
                 status, body = 200, await self._answer(scope, receive)
             except GraftError as error:
-                status, body = _status_of(type(error)), {"error": to_wire(error)}
+                status, body = _status_of(type(error)), as_json({"error": to_wire(error)})
             except ClientGone:
                 return
             await respond(send, status, body)
@@ -146,14 +156,14 @@ class InferenceApp:
         await send({"type": "lifespan.startup.complete"})
         await receive()  # lifespan.shutdown: every accepted request has been answered
         await asyncio.to_thread(self._batcher.close)
-        for pool in (self._decoders, self._loaders):
+        for pool in (self._decoders, self._encoders, self._loaders):
             pool.shutdown(cancel_futures=True)
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+    async def _answer(self, scope: Scope, receive: Receive) -> bytes:
         match (scope["method"], scope["path"]):
             case ("GET", "/healthz"):
-                return self._health()
+                return as_json(self._health())
             case ("POST", "/predict"):
                 # The header's bound comes on top: the limit is the images'
                 limit = self._config.max_request_bytes + wire.MAX_HEADER_BYTES
@@ -171,40 +181,32 @@ class InferenceApp:
             "status": "ok",
             **self._predictor.status(),
             "accepted_images": self._batcher.accepted_images,
+            "waiting_images": self._waiting.images,
         }
 
-    async def _load(self, body: memoryview) -> dict[str, Any]:
+    async def _load(self, body: memoryview) -> bytes:
         try:
             digest = _digest_of(json.loads(bytes(body)))
         except (ValueError, RecursionError) as error:
             raise WireMalformed(f"the body is no JSON: {error}") from error
         started = time.monotonic()
-        with await self._pinned(digest):
-            return {"artifact": digest, "load_ms": _ms(time.monotonic() - started)}
+        with await self._models.pin(digest):
+            return as_json({"artifact": digest, "load_ms": _ms(time.monotonic() - started)})
 
-    async def _predict(self, body: memoryview) -> dict[str, Any]:
+    async def _predict(self, body: memoryview) -> bytes:
         header, images = wire.decode(body, self._config.max_accepted_images)
         digest, top_k = _digest_of(header), _top_k_of(header)
-        with self._batcher.reserve(len(images)), await self._pinned(digest) as model:
+        with await self._pinned(digest, len(images)) as model, self._batcher.reserve(len(images)):
             outcomes = await asyncio.gather(
-                *(self._predict_image(model, image, top_k) for image in images),
+                *(self._predict_image(model, image) for image in images),
                 return_exceptions=True,  # the others end first: nothing of this request is left
             )
-        predictions = _all_or_raise(outcomes)
-        return {
-            "artifact": digest,
-            "predictions": [prediction.body for prediction in predictions],
-            "timing": {
-                "decode_ms": _ms(max((p.decode_seconds for p in predictions), default=0)),
-                "queue_ms": _ms(max((p.queue_seconds for p in predictions), default=0)),
-                "forward_ms": _ms(max((p.forward_seconds for p in predictions), default=0)),
-                "batch_size": max((p.batch_images for p in predictions), default=0),
-            },
-        }
+            predictions = _all_or_raise(outcomes)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._encoders, _answer_of, model, predictions, top_k
+            )
 
-    async def _predict_image(
-        self, model: Model, image: memoryview, top_k: int | None
-    ) -> _Prediction:
+    async def _predict_image(self, model: Model, image: memoryview) -> _Prediction:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
@@ -212,29 +214,37 @@ class InferenceApp:
                 self._decoders, self._predictor.preprocess, model, image
             )
         except ImageError as error:
-            return _Prediction({"error": to_wire(error)}, time.monotonic() - started)
+            return _Prediction(error, time.monotonic() - started)
         decode_seconds = time.monotonic() - started
         answer = await asyncio.wrap_future(
             self._batcher.submit(model.backbone_key, QueuedImage(model, pixels))
         )
         return _Prediction(
-            {"scores": ranked(answer.value, model.classes, top_k)},
+            answer.value,
             decode_seconds,
             answer.queue_seconds,
             answer.forward_seconds,
             answer.batch_images,
         )
 
-    async def _pinned(self, digest: str) -> Pinned[Model]:
+    async def _pinned(self, digest: str, images: int) -> Pinned[Model]:
         pinned = self._predictor.pin_if_loaded(digest)
         if pinned is not None:
             return pinned
-        loading = self._loaders.submit(self._predictor.pin, digest)
-        try:
-            return await asyncio.wrap_future(loading)
-        except asyncio.CancelledError:
-            loading.add_done_callback(_release)  # the load goes on; nobody is left to unpin it
-            raise
+        # Room of their own: those who wait for a slow load must not fill that of loaded models
+        with self._waiting.reserve(images):
+            return await self._models.pin(digest)
+
+    async def _load_model(self, digest: str) -> Pinned[Model]:
+        key = await self._in_loader(self._predictor.backbone_key_of, digest)
+        with await self._backbones.pin(key):
+            return await self._in_loader(self._predictor.pin, digest)
+
+    async def _load_backbone(self, key: BackboneKey) -> Pinned[Engine]:
+        return await self._in_loader(self._predictor.pin_backbone, key)
+
+    async def _in_loader(self, load: Callable[[_Key], _Loaded], key: _Key) -> _Loaded:
+        return await asyncio.get_running_loop().run_in_executor(self._loaders, load, key)
 
 
 def serve(config: InferenceConfig) -> None:
@@ -283,6 +293,24 @@ def _all_or_raise(outcomes: Sequence[_Prediction | BaseException]) -> list[_Pred
     return predictions
 
 
+def _answer_of(model: Model, predictions: Sequence[_Prediction], top_k: int | None) -> bytes:
+    """Return the answer to a prediction as JSON; each image by itself, see `as_json`."""
+    bodies = []
+    for prediction in predictions:
+        if isinstance(prediction.scores, ImageError):
+            bodies.append(as_json({"error": to_wire(prediction.scores)}))
+        else:
+            bodies.append(as_json({"scores": ranked(prediction.scores, model.classes, top_k)}))
+    timing = {
+        "decode_ms": _ms(max((p.decode_seconds for p in predictions), default=0)),
+        "queue_ms": _ms(max((p.queue_seconds for p in predictions), default=0)),
+        "forward_ms": _ms(max((p.forward_seconds for p in predictions), default=0)),
+        "batch_size": max((p.batch_images for p in predictions), default=0),
+    }
+    parts = (as_json(model.head.artifact.digest), b", ".join(bodies), as_json(timing))
+    return b'{"artifact": %s, "predictions": [%s], "timing": %s}' % parts
+
+
 def _digest_of(message: object) -> str:
     digest = message.get("artifact") if isinstance(message, dict) else None
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
@@ -295,11 +323,6 @@ def _top_k_of(header: dict[str, Any]) -> int | None:
     if top_k is None or (type(top_k) is int and top_k >= 1):
         return top_k
     raise WireMalformed(f"'top_k' is {str(top_k)[:80]!r}, not a number from 1 on")
-
-
-def _release(loading: Future[Pinned[Model]]) -> None:
-    if not loading.cancelled() and loading.exception() is None:
-        loading.result().release()
 
 
 def _status_of(error: type[GraftError]) -> int:

@@ -4,16 +4,20 @@ Concurrent callers of one key share one load. What someone has pinned is never e
 bound may be passed while everything loaded is in use; it is met again as pins are released. The
 most recently used value always stays, even if it alone is larger than the bound: a machine that
 serves one large model does not load it for every request.
+
+`LoadedCache` blocks the threads that wait for a load. `SharedLoads` stands in front of it in an
+event loop, where a load takes one thread however many wait for it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -131,13 +135,84 @@ class LoadedCache(Generic[K, V]):
     def _release(self, entry: _Entry[V]) -> None:
         with self._lock:
             entry.pins -= 1
-            self._evict()
+            if entry.pins == 0:
+                self._evict()
 
     def _evict(self) -> None:
         """Drop unused values, oldest first, until the bound is met; the newest one stays."""
-        for key, entry in list(self._entries.items())[:-1]:
-            if self._loaded_bytes <= self._capacity_bytes:
-                return
-            if entry.pins == 0 and entry.loading.done():
-                del self._entries[key]
-                self._loaded_bytes -= entry.size_bytes
+        excess_bytes = self._loaded_bytes - self._capacity_bytes
+        if excess_bytes <= 0:
+            return
+        newest = next(reversed(self._entries.values()))
+        dropped: list[tuple[K, _Entry[V]]] = []
+        for key, entry in self._entries.items():  # no copy: a release is paid by every request
+            if excess_bytes <= 0 or entry is newest:
+                break
+            if entry.pins == 0:  # nor is it still loading: whoever loads it has pinned it
+                dropped.append((key, entry))
+                excess_bytes -= entry.size_bytes
+        for key, entry in dropped:
+            del self._entries[key]
+            self._loaded_bytes -= entry.size_bytes
+
+
+class _SharedLoad(Generic[V]):
+    """One load under way, and how many await it."""
+
+    def __init__(self, task: asyncio.Task[Pinned[V]]) -> None:
+        self.task = task
+        self.waiting = 0
+
+    def let_go(self) -> None:
+        """Release what was loaded, once it is loaded and nobody awaits it."""
+        if self.waiting or not self.task.done() or self.task.cancelled():
+            return
+        if self.task.exception() is None:
+            self.task.result().release()
+
+
+class SharedLoads(Generic[K, V]):
+    """One load per key under way in an event loop; whoever awaits it holds no thread.
+
+    Args:
+        pin_if_loaded: Pins the value of a key, or gives `None`; it must find what `load` gave for
+            as long as that is pinned.
+        load: Loads the value of a key and pins it. Its error reaches all who wait, and the next
+            caller tries again; it goes on when all who waited gave up.
+    """
+
+    def __init__(
+        self,
+        pin_if_loaded: Callable[[K], Pinned[V] | None],
+        load: Callable[[K], Coroutine[Any, Any, Pinned[V]]],
+    ) -> None:
+        self._pin_if_loaded = pin_if_loaded
+        self._load = load
+        self._loads: dict[K, _SharedLoad[V]] = {}
+
+    async def pin(self, key: K) -> Pinned[V]:
+        """Return the value of `key`, pinned; load it, or await the load that is under way."""
+        pinned = self._pin_if_loaded(key)
+        if pinned is not None:
+            return pinned
+        load = self._loads.get(key) or self._start(key)
+        load.waiting += 1
+        try:
+            await asyncio.wait({load.task})  # unlike awaiting it: who gives up does not cancel it
+            load.task.result()
+            pinned = self._pin_if_loaded(key)
+            assert pinned is not None, "the load holds it until nobody waits"
+            return pinned
+        finally:
+            load.waiting -= 1
+            load.let_go()
+
+    def _start(self, key: K) -> _SharedLoad[V]:
+        load = self._loads[key] = _SharedLoad(asyncio.create_task(self._load(key)))
+
+        def end(_: asyncio.Task[Pinned[V]]) -> None:
+            del self._loads[key]
+            load.let_go()
+
+        load.task.add_done_callback(end)
+        return load

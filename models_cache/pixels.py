@@ -4,8 +4,8 @@ Decoding is most of the time of a feature pass, so it happens once, at ingest. A
 be made again from the blobs: it is a cache, bounded in bytes, and losing one costs seconds.
 
 File: the pixels of each image in manifest order, then an index of `<Q offset, I height, I width>`
-for each image, then a footer with the index's place and checksum. The footer comes last, so an
-image can be appended without knowing how many there will be.
+for each image, then a footer with the index's place and the checksums of both. The footer comes
+last, so an image can be appended without knowing how many there will be.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL
 
 from models_cache import durable
 from models_cache.decode import Pixels
 from models_cache.preprocessing import Interpolation
 
 _INDEX_ENTRY = np.dtype([("offset", "<u8"), ("height", "<u4"), ("width", "<u4")])
-_FOOTER = struct.Struct("<QQI4x8s")  # index offset, images, CRC-32 of the index, magic
-_MAGIC = b"GRAFTPX1"
+_FOOTER = struct.Struct("<QQII8s")  # index offset, images, CRC-32 of index and pixels, magic
+_MAGIC = b"GRAFTPX2"
 _SUFFIX = ".pixels"
 _CHANNELS = 3
+
+DECODER_VERSION = 1  # one more whenever the same bytes become other pixels
+DECODER = f"pillow{PIL.__version__}.{DECODER_VERSION}"
 
 
 @dataclass(frozen=True)
@@ -40,21 +44,23 @@ class PixelKey:
         dataset_digest: 64 hex digits; fixes the images and their order.
         resize_px: Shorter side.
         interpolation: Kernel of the resize.
+        decoder: What decodes and resizes; another one may give other pixels.
     """
 
     dataset_digest: str
     resize_px: int
     interpolation: Interpolation
+    decoder: str = DECODER
 
 
 class PackedPixels:
-    """An open pack; images are views of the mapped file.
+    """An open pack; images are views of the mapped file, which is read and checked once here.
 
     Args:
         path: The pack's file.
 
     Raises:
-        ValueError: The file is no whole pack.
+        ValueError: The file is no whole pack, or not what was written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,8 +115,8 @@ class PixelCache:
 
     def path_of(self, key: PixelKey) -> Path:
         """Return where the pack is or would be."""
-        name = f"{key.dataset_digest}-{key.resize_px}-{key.interpolation}{_SUFFIX}"
-        return self._root / name
+        parts = (key.dataset_digest, str(key.resize_px), key.interpolation, key.decoder)
+        return self._root / f"{'-'.join(parts)}{_SUFFIX}"
 
     def size_bytes(self, key: PixelKey) -> int:
         """Return the size of a pack's file, 0 if there is none."""
@@ -127,23 +133,29 @@ class PixelCache:
             images: uint8 `[H, W, 3]` each, in manifest order; read one at a time.
         """
         index: list[tuple[int, int, int]] = []
-        offset = 0
+        offset = crc = 0
         with durable.writing(self.path_of(key), point="pixels") as file:
             for pixels in images:
-                file.write(np.ascontiguousarray(pixels).data)
+                data = np.ascontiguousarray(pixels).data
+                file.write(data)
+                crc = zlib.crc32(data, crc)
                 index.append((offset, pixels.shape[0], pixels.shape[1]))
                 offset += pixels.nbytes
             table = np.array(index, dtype=_INDEX_ENTRY).tobytes()
             file.write(table)
-            file.write(_FOOTER.pack(offset, len(index), zlib.crc32(table), _MAGIC))
+            file.write(_FOOTER.pack(offset, len(index), zlib.crc32(table), crc, _MAGIC))
 
     def open(self, key: PixelKey) -> PackedPixels | None:
-        """Return the pack, or None if there is none or it is damaged: then it is made again."""
+        """Return the pack, or None if there is none: then it is made again. A damaged one goes."""
         path = self.path_of(key)
         try:
+            inode = path.stat().st_ino
             packed = PackedPixels(path)
             os.utime(path)  # eviction takes the one that was unused for longest
-        except (FileNotFoundError, BlockingIOError, ValueError):
+        except (FileNotFoundError, BlockingIOError):
+            return None
+        except ValueError:
+            _remove_unused(path, inode)  # but not what another process put in its place
             return None
         return packed
 
@@ -173,20 +185,25 @@ def _mapped(descriptor: int) -> tuple[np.ndarray, Pixels]:
     if size_bytes < _FOOTER.size:
         raise ValueError("too short for a footer")
     whole = np.frombuffer(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), dtype=np.uint8)
-    offset, images, crc, magic = _FOOTER.unpack(whole[-_FOOTER.size :].tobytes())
+    offset, images, index_crc, pixels_crc, magic = _FOOTER.unpack(whole[-_FOOTER.size :].tobytes())
     if magic != _MAGIC or offset + images * _INDEX_ENTRY.itemsize + _FOOTER.size != size_bytes:
         raise ValueError("its footer is damaged")
     table = whole[offset : -_FOOTER.size].tobytes()
-    if zlib.crc32(table) != crc:
+    if zlib.crc32(table) != index_crc:
         raise ValueError("its index is damaged")
-    return np.frombuffer(table, dtype=_INDEX_ENTRY), whole[:offset]
+    pixels = whole[:offset]
+    if zlib.crc32(pixels.data) != pixels_crc:
+        raise ValueError("its pixels are damaged")
+    return np.frombuffer(table, dtype=_INDEX_ENTRY), pixels
 
 
-def _remove_unused(path: Path) -> bool:
-    """Remove a pack unless someone holds its lock."""
+def _remove_unused(path: Path, inode: int | None = None) -> bool:
+    """Remove a pack unless someone holds its lock, or it is another file than the expected one."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if inode not in (None, os.fstat(file.fileno()).st_ino):
+                return False
             path.unlink()
     except (FileNotFoundError, BlockingIOError):
         return False

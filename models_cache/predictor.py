@@ -8,8 +8,8 @@ and backbones live in caches of their own: a thousand small heads must not push 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models_cache.artifacts import Artifact, read_artifact
+from models_cache.artifacts import GOLDEN_FILE, Artifact, parse_artifact, read_artifact
 from models_cache.backbones import Classifier
 from models_cache.blobs import BlobStore
 from models_cache.classifiers import check_golden, golden_images, load_classifier, load_head
@@ -32,7 +32,7 @@ from models_cache.errors import (
     WeightsHashMismatch,
     WeightsUnavailable,
 )
-from models_cache.features import Engine, choose_engine, freeze
+from models_cache.features import Engine, choose_engine, freeze, is_out_of_memory
 from models_cache.loaded import LoadedCache, Pinned
 from models_cache.preprocessing import Preprocessing
 
@@ -104,6 +104,17 @@ class QueuedImage:
     pixels: Pixels
 
 
+class _Preread(BlobStore):
+    """One blob, read when this is made: a disk must not be waited for under the device lock."""
+
+    def __init__(self, blobs: BlobStore, sha256: str) -> None:
+        self._data = {sha256: blobs.read(sha256)}
+
+    def read(self, sha256: str) -> bytes:
+        """Return the blob's bytes."""
+        return self._data[sha256]
+
+
 class Predictor:
     """Loads artifacts from a data folder and runs them on one device. Thread-safe.
 
@@ -124,8 +135,8 @@ class Predictor:
         heads_bytes = int(cache_bytes * _HEADS_FRACTION)
         self._heads = LoadedCache(self._load_head, _head_bytes, heads_bytes)
         self._backbones = LoadedCache(self._load_backbone, _engine_bytes, cache_bytes - heads_bytes)
-        # All calls of modules: choosing an engine traces the network, and torch's tracer replaces
-        # `nn.Module.__call__` for the whole process meanwhile
+        # Around every call of a module, and nothing slower: choosing an engine traces the network,
+        # and torch's tracer replaces `nn.Module.__call__` for the whole process meanwhile
         self._device_lock = threading.Lock()
         self._mixed_batches = 0
         self._batches = 0
@@ -140,13 +151,10 @@ class Predictor:
             WeightsError: Its backbone's weights are missing or not what they were.
             DeviceUnavailable: The device's memory is full.
         """
-        with ExitStack() as pins:
-            try:
-                head = self._heads.pin(digest)
-                pins.callback(head.release)
-                backbone = self._backbones.pin(head.value.backbone_key)
-            except torch.OutOfMemoryError as error:
-                raise DeviceUnavailable(str(self._device), "out of memory while loading") from error
+        with ExitStack() as pins, self._needing_memory("while loading"):
+            head = self._heads.pin(digest)
+            pins.callback(head.release)
+            backbone = self._backbones.pin(head.value.backbone_key)
             pins.pop_all()
         return _pinned_model(head, backbone)
 
@@ -160,6 +168,29 @@ class Predictor:
             head.release()
             return None
         return _pinned_model(head, backbone)
+
+    def backbone_key_of(self, digest: str) -> BackboneKey:
+        """Return the key of an artifact's backbone; reads and checks the description alone.
+
+        Raises:
+            BlobMissing: There is no such artifact.
+            ArtifactError: Its description is damaged.
+        """
+        artifact = parse_artifact(self._blobs.read(digest))
+        return BackboneKey(*artifact.backbone_key, artifact=artifact)
+
+    def pin_backbone(self, key: BackboneKey) -> Pinned[Engine]:
+        """Return a backbone, loaded; blocks while it loads.
+
+        Raises:
+            GraftError: As `pin`.
+        """
+        with self._needing_memory("while loading"):
+            return self._backbones.pin(key)
+
+    def pin_backbone_if_loaded(self, key: BackboneKey) -> Pinned[Engine] | None:
+        """Return a backbone if it is loaded; never blocks."""
+        return self._backbones.pin_if_loaded(key)
 
     def preprocess(self, model: Model, data: bytes | memoryview) -> Pixels:
         """Turn an encoded image into uint8 `[crop, crop, 3]`; as training does, by construction.
@@ -182,12 +213,9 @@ class Predictor:
             DeviceUnavailable: The device's memory does not suffice for so many images.
         """
         del key  # all of these images have it
-        try:
-            with self._device_lock, torch.inference_mode():
-                outcomes = _scores(images)
-        except torch.OutOfMemoryError as error:
-            reason = f"out of memory with a batch of {len(images)}"
-            raise DeviceUnavailable(str(self._device), reason) from error
+        memory = self._needing_memory(f"with a batch of {len(images)}")
+        with memory, self._device_lock, torch.inference_mode():
+            outcomes = _scores(images)
         self._batches += 1
         self._images += len(images)
         self._mixed_batches += len({id(image.model.head) for image in images}) > 1
@@ -210,13 +238,15 @@ class Predictor:
 
     def _load_head(self, digest: str) -> LoadedHead:
         artifact = read_artifact(self._blobs, digest)
-        key = BackboneKey(*artifact.backbone_key, artifact=artifact)
+        key, facts = BackboneKey(*artifact.backbone_key, artifact=artifact), artifact.facts
         head = load_head(artifact, self._blobs).to(self._device)
-        with self._backbones.pin(key) as backbone, self._device_lock:
-            facts = artifact.facts
+        golden = _Preread(self._blobs, artifact.files[GOLDEN_FILE].sha256)
+        with self._backbones.pin(key) as backbone:
             classifier = Classifier(backbone.forward, facts.feature_width, len(facts.classes))
             classifier.head = head
-            check_golden(classifier.eval(), artifact, self._blobs)
+            classifier.eval()
+            with self._device_lock:
+                check_golden(classifier, artifact, golden)
         return LoadedHead(artifact, key, head.cpu())
 
     def _load_backbone(self, key: BackboneKey) -> Engine:
@@ -228,8 +258,17 @@ class Predictor:
         classifier = load_classifier(artifact, self._blobs, weights_path)
         preprocessing = artifact.facts.preprocessing
         probe = torch.from_numpy(golden_images(preprocessing.crop_px)).to(self._device)
-        with self._device_lock:
-            return choose_engine(freeze(classifier.backbone, self._device), probe, preprocessing)
+        backbone = freeze(classifier.backbone, self._device)
+        return choose_engine(backbone, probe, preprocessing, exclusive=lambda: self._device_lock)
+
+    @contextmanager
+    def _needing_memory(self, when: str) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceUnavailable(str(self._device), f"out of memory {when}") from error
 
     def _verified_weights(self, weights: dict[str, Any]) -> Path:
         file, expected = str(weights["file"]), str(weights["sha256"])

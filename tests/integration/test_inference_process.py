@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +37,8 @@ from models_cache.classifiers import golden_images
 from models_cache.decode import ImageLimits, center_crop, decode_rgb, resize_shorter_side
 from models_cache.durable import sha256_of_file
 from models_cache.errors import InferenceAddressInvalid, ModelUnhealthy
-from models_cache.features import normalised
+from models_cache.features import FOLDED, choose_engine, normalised
+from models_cache.inference import InferenceApp, InferenceConfig
 from models_cache.predictor import Predictor, QueuedImage
 from models_cache.preprocessing import Preprocessing
 
@@ -46,6 +52,40 @@ from models_cache.inference import InferenceConfig, serve
 options = json.loads(sys.argv[2])
 serve(InferenceConfig(data_folder=Path(sys.argv[1]), threads=1, device="cpu", **options))
 """
+
+
+class SlowFile:
+    """A pipe in the place of a file: whoever reads it waits until `answer`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._aside = path.with_suffix(".aside")
+        self._writer = -1
+        path.rename(self._aside)
+        os.mkfifo(path)
+
+    def is_read(self) -> bool:
+        """Tell whether somebody waits for it."""
+        if self._writer < 0 and self._aside.exists():
+            with suppress(OSError):  # there is no reader
+                self._writer = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
+        return self._writer >= 0
+
+    def answer(self, last: bool = True) -> None:
+        """Give the content to the one who reads; the next one waits again, or reads the file."""
+        if not self._aside.exists():
+            return
+        is_read, data = self.is_read(), self._aside.read_bytes()
+        self._path.unlink()
+        if last:
+            self._aside.rename(self._path)
+        else:
+            os.mkfifo(self._path)
+        if is_read:
+            os.set_blocking(self._writer, True)
+            with os.fdopen(self._writer, "wb") as writer:
+                writer.write(data)
+            self._writer = -1
 
 
 class Folder:
@@ -70,7 +110,8 @@ class Folder:
         self, seed: int, whole: bool = False, golden_error: float = 0.0, **facts: object
     ) -> Artifact:
         """Write the artifact of a random head; its stored logits are off by `golden_error`."""
-        head = self.head(seed)
+        classes = ("ant", "bee", f"cat-{seed}")
+        head = self.head(seed, len(facts.get("classes", classes)))  # type: ignore[arg-type]
         state = {f"backbone.{k}": v.numpy() for k, v in self.backbone.state_dict().items()}
         golden = self._golden(head)
         golden["logits"] += np.float32(golden_error)
@@ -85,7 +126,7 @@ class Folder:
                 "has_head": False,
             },
             preprocessing=PREPROCESSING,
-            classes=("ant", "bee", f"cat-{seed}"),
+            classes=classes,
             feature_width=feature_width(ARCHITECTURE),
         )
         return write_artifact(
@@ -95,13 +136,22 @@ class Folder:
             golden,
         )
 
-    def head(self, seed: int) -> dict[str, NDArray[np.float32]]:
+    def head(self, seed: int, classes: int = 3) -> dict[str, NDArray[np.float32]]:
         """Draw a head that tells images apart: a random network's features are nearly parallel."""
-        weight = np.random.default_rng(seed).normal(0, 20, (3, feature_width(ARCHITECTURE)))
+        weight = np.random.default_rng(seed).normal(0, 20, (classes, feature_width(ARCHITECTURE)))
         common = self.golden_features.mean(axis=0)
         weight -= np.outer(weight @ common, common) / (common @ common)
-        bias = np.array([0.0, 0.1, 0.2], np.float32)
+        bias = np.linspace(0, 0.2, classes, dtype=np.float32)
         return {"head.weight": weight.astype(np.float32), "head.bias": bias}
+
+    @contextmanager
+    def slow_disk(self, artifact: Artifact, file: str) -> Iterator[SlowFile]:
+        """Let reads of an artifact's file wait until the yielded one answers, or for the block."""
+        slow = SlowFile(self.blobs.local_path(artifact.files[file].sha256))
+        try:
+            yield slow
+        finally:
+            slow.answer()
 
     def _golden(self, head: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
         logits = self.golden_features @ head["head.weight"].T + head["head.bias"]
@@ -412,6 +462,172 @@ def test_the_work_of_a_client_that_hung_up_is_dropped(folder: Folder, process: P
     until(lambda: process.health()["accepted_images"] == 0, "its room was not given back")
     process.scores(digest, photograph(1))
     assert process.health()["images"] < images_before + 100
+
+
+def test_a_slow_load_holds_up_no_other_however_many_wait_for_it(
+    folder: Folder, process: Process
+) -> None:
+    slow, other = folder.publish(20), folder.publish(21, whole=True)
+    with folder.slow_disk(slow, "model.safetensors") as slow_file, ThreadPoolExecutor(9) as clients:
+        waiting = [clients.submit(process.predict, slow.digest, [photograph(1)]) for _ in range(8)]
+        until(lambda: process.health()["waiting_images"] == 8, "the requests did not arrive")
+        loading = clients.submit(process.predict, other.digest, [photograph(1)])
+        try:
+            assert loading.result(DEADLINE_SECONDS / 4).status_code == 200
+            assert not any(request.done() for request in waiting)
+        finally:
+            slow_file.answer()
+        assert {request.result(DEADLINE_SECONDS).status_code for request in waiting} == {200}
+
+
+def test_models_that_wait_for_one_backbone_hold_up_no_other(folder: Folder, tmp_path: Path) -> None:
+    family = [folder.publish(seed) for seed in range(30, 38)]
+    first, *rest = family
+    other = folder.publish(38, whole=True)
+    # The backbone is loaded from the model that asked first
+    process = Process(folder.root, tmp_path / "s")
+    with (
+        folder.slow_disk(first, "model.safetensors") as slow_file,
+        ThreadPoolExecutor(9) as clients,
+    ):
+        waiting = [clients.submit(process.predict, first.digest, [photograph(1)])]
+        until(slow_file.is_read, "the backbone is not being loaded")
+        waiting += [clients.submit(process.predict, a.digest, [photograph(1)]) for a in rest]
+        until(lambda: process.health()["waiting_images"] == 8, "the requests did not arrive")
+        loading = clients.submit(process.predict, other.digest, [photograph(1)])
+        try:
+            assert loading.result(DEADLINE_SECONDS / 4).status_code == 200
+            assert not any(request.done() for request in waiting)
+        finally:
+            slow_file.answer()
+        assert {request.result(DEADLINE_SECONDS).status_code for request in waiting} == {200}
+    process.stop()
+
+
+def test_images_that_wait_for_a_load_leave_loaded_models_their_room(
+    folder: Folder, tmp_path: Path
+) -> None:
+    warm, slow = folder.publish(1), folder.publish(22)
+    process = Process(folder.root, tmp_path / "s", max_accepted_images=4)
+    images = [photograph(n) for n in range(4)]
+    process.predict(warm.digest, images).raise_for_status()
+    with folder.slow_disk(slow, "model.safetensors") as slow_file, ThreadPoolExecutor(1) as clients:
+        waiting = clients.submit(process.predict, slow.digest, images)
+        until(lambda: process.health()["waiting_images"] == 4, "the request did not arrive")
+        try:
+            assert process.predict(warm.digest, images).status_code == 200
+            refused = process.predict(folder.publish(23).digest, images[:1])
+            assert refused.json()["error"]["code"] == "overloaded"
+            assert not waiting.done()
+        finally:
+            slow_file.answer()
+        assert waiting.result(DEADLINE_SECONDS).status_code == 200
+    assert process.health()["waiting_images"] == 0
+    process.stop()
+
+
+def test_predictions_go_on_while_a_golden_output_is_read(folder: Folder) -> None:
+    predictor = Predictor(folder.root, torch.device("cpu"), 1 << 30, ImageLimits())
+    model = predictor.pin(folder.publish(1).digest).value
+    slow = folder.publish(24)
+    with (
+        folder.slow_disk(slow, "golden.safetensors") as slow_file,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        loading = threads.submit(predictor.pin, slow.digest)
+        until(slow_file.is_read, "its hash is not being checked")
+        slow_file.answer(last=False)
+        until(slow_file.is_read, "it is not being loaded")
+        image = QueuedImage(model, folder.golden_images[0])
+        predicting = threads.submit(predictor.forward, model.backbone_key, [image])
+        try:
+            assert isinstance(predicting.result(DEADLINE_SECONDS / 4)[0], torch.Tensor)
+            assert not loading.done()
+        finally:
+            slow_file.answer()
+        assert loading.result(DEADLINE_SECONDS).value.head.artifact == slow
+
+
+class Watched(nn.Parameter):
+    """A parameter that tells when it is copied."""
+
+    copied: Callable[[], None]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watched:
+        self.copied()
+        copy: Watched = super().__deepcopy__(memo)  # type: ignore[no-untyped-call]
+        copy.copied = self.copied
+        return copy
+
+
+def test_a_network_is_copied_and_folded_outside_of_the_lock() -> None:
+    lock, held_while_copied, acquired = threading.Lock(), [], []
+
+    @contextmanager
+    def exclusive() -> Iterator[None]:
+        with lock:
+            acquired.append(True)
+            yield
+
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 8, 3)
+    weight = Watched(convolution.weight.detach())
+    weight.copied = lambda: held_while_copied.append(lock.locked())
+    convolution.weight = weight
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(convolution, nn.BatchNorm2d(8), pool).eval()
+    probe = torch.from_numpy(golden_images(32))
+    engine = choose_engine(network, probe, PREPROCESSING, exclusive)
+    assert engine.name == FOLDED
+    assert len(acquired) == 3  # the trace and a forward pass of each engine
+    assert len(held_while_copied) >= 2
+    assert not any(held_while_copied)
+
+
+async def longest_turn(work: asyncio.Task[Any]) -> float:
+    """Return the most seconds of CPU that the event loop spent in one go until `work` is done."""
+    gc.disable()  # a collection takes as long as the test run has objects, whoever it hits
+    try:
+        longest, last = 0.0, time.thread_time()
+        while not work.done():
+            await asyncio.sleep(0)
+            now = time.thread_time()
+            longest, last = max(longest, now - last), now
+        return longest
+    finally:
+        gc.enable()
+
+
+def test_a_large_answer_is_ranked_and_written_beside_the_event_loop(folder: Folder) -> None:
+    artifact = folder.publish(1, classes=tuple(f"class number {n}" for n in range(1000)))
+    predictor = Predictor(folder.root, torch.device("cpu"), 1 << 30, ImageLimits())
+    app = InferenceApp(predictor, InferenceConfig(folder.root, "unix:///unused", threads=1))
+    images = 256
+    frame = wire.encode({"artifact": artifact.digest}, [photograph(1)] * images)
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def story() -> float:
+        lifespan: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+        incoming: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+        living = asyncio.create_task(app({"type": "lifespan"}, lifespan.get, send))
+        lifespan.put_nowait({"type": "lifespan.startup"})
+        incoming.put_nowait({"type": "http.request", "body": frame})
+        size = (b"content-length", str(len(frame)).encode())
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [size]}
+        turn_seconds = await longest_turn(asyncio.create_task(app(scope, incoming.get, send)))
+        lifespan.put_nowait({"type": "lifespan.shutdown"})
+        await living
+        return turn_seconds
+
+    turn_seconds = asyncio.run(story())
+    _, start, answer, _ = sent
+    assert start["status"] == 200
+    predictions = json.loads(answer["body"])["predictions"]
+    assert [len(prediction["scores"]) for prediction in predictions] == [1000] * images
+    assert turn_seconds < 0.1, turn_seconds
 
 
 def test_an_eviction_storm_keeps_to_the_bound_and_answers_every_request(

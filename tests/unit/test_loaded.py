@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from models_cache.loaded import LoadedCache
+from models_cache.loaded import LoadedCache, Pinned, SharedLoads
 
 DEADLINE_SECONDS = 20
 
@@ -143,3 +145,113 @@ def test_a_storm_of_pins_keeps_the_books_right() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: use(cache, "abcdefgh"[n % 8], "abcdefgh"[n % 5]), range(400)))
     assert cache.loaded_bytes == 10 * len(cache.keys()) <= 30
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_pinning_costs_the_same_however_much_is_loaded(full: bool) -> None:
+    def seconds(entries: int) -> float:
+        cache = cache_of(Loader(), capacity_bytes=10 * (entries if full else 2 * entries))
+        use(cache, *map(str, range(entries)))
+        times = []
+        for number in range(100):
+            started = time.perf_counter()
+            use(cache, f"new-{number}" if full else "0")
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    assert seconds(4000) < 20 * seconds(20)
+
+
+class Shared:
+    """A cache behind `SharedLoads`, with as many loading threads as given."""
+
+    def __init__(self, loader: Loader, threads: int, capacity_bytes: int = 20) -> None:
+        self.cache = cache_of(loader, capacity_bytes)
+        self.pool = ThreadPoolExecutor(threads)
+        self.loads = SharedLoads(self.cache.pin_if_loaded, self._load)
+
+    async def _load(self, key: str) -> Pinned[str]:
+        return await asyncio.get_running_loop().run_in_executor(self.pool, self.cache.pin, key)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in a thread
+            await asyncio.sleep(0.001)
+
+
+def gated_loader() -> tuple[Loader, threading.Event]:
+    loader, gate = Loader(), threading.Event()
+    loader.gate = gate
+    return loader, gate
+
+
+def test_those_who_await_a_load_hold_no_thread() -> None:
+    async def story() -> None:
+        loader, gate = gated_loader()
+        shared = Shared(loader, threads=2)
+        waiting = [asyncio.create_task(shared.loads.pin("slow")) for _ in range(8)]
+        await eventually(lambda: loader.loads == ["slow"])
+        loader.gate = None
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            other = await shared.loads.pin("other")
+        assert other.value == "other"
+        assert not any(task.done() for task in waiting)
+        gate.set()
+        assert {pin.value for pin in await asyncio.gather(*waiting)} == {"slow"}
+        assert loader.loads == ["slow", "other"]
+
+    asyncio.run(story())
+
+
+def test_a_shared_value_stays_until_the_last_who_awaited_it_released_it() -> None:
+    async def story() -> None:
+        loader = Loader()
+        shared = Shared(loader, threads=1, capacity_bytes=0)
+        pins = await asyncio.gather(*(shared.loads.pin("a") for _ in range(3)))
+        for pin in pins:
+            use(shared.cache, "b")
+            assert shared.cache.keys() == ["a", "b"]
+            pin.release()
+        assert shared.cache.keys() == ["b"]
+        assert loader.loads.count("a") == 1
+
+    asyncio.run(story())
+
+
+def test_a_failed_shared_load_reaches_all_who_await_it_and_the_next_tries_again() -> None:
+    async def story() -> None:
+        loader = Loader()
+        loader.failures = 1
+        shared = Shared(loader, threads=1)
+        first = [asyncio.create_task(shared.loads.pin("a")) for _ in range(3)]
+        outcomes = await asyncio.gather(*first, return_exceptions=True)
+        assert [str(outcome) for outcome in outcomes] == ["the disk is gone"] * 3
+        assert (await shared.loads.pin("a")).value == "a"
+        assert loader.loads == ["a", "a"]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_a_load_that_nobody_awaits_any_more_ends_and_holds_nothing(failures: int) -> None:
+    complaints: list[dict[str, object]] = []
+
+    async def story() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, c: complaints.append(c))
+        loader, gate = gated_loader()
+        loader.failures = failures
+        shared = Shared(loader, threads=1, capacity_bytes=0)
+        waiting = asyncio.create_task(shared.loads.pin("a"))
+        await eventually(loader.started.is_set)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert waiting.cancelled()
+        gate.set()
+        await eventually(lambda: not shared.loads._loads)
+        assert shared.cache.keys() == ["a"] * (1 - failures)
+        use(shared.cache, "b")
+        assert shared.cache.keys() == ["b"]
+
+    asyncio.run(story())
+    assert complaints == []

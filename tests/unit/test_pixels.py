@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 
-from models_cache.pixels import PixelCache, PixelKey
+from models_cache.pixels import PackedPixels, PixelCache, PixelKey
 from tests.images import draw_shape
 
 KEY = PixelKey("a" * 64, 256, "bilinear")
@@ -49,8 +51,8 @@ def test_an_empty_pack_opens(tmp_path: Path) -> None:
     assert len(packed) == 0
 
 
-@pytest.mark.parametrize("damage", ["truncated", "footer", "index", "empty"])
-def test_a_damaged_pack_is_not_opened(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "footer", "index", "pixels", "empty"])
+def test_a_damaged_pack_is_not_opened_but_removed(tmp_path: Path, damage: str) -> None:
     cache = PixelCache(tmp_path)
     cache.write(KEY, IMAGES)
     path = cache.path_of(KEY)
@@ -59,9 +61,29 @@ def test_a_damaged_pack_is_not_opened(tmp_path: Path, damage: str) -> None:
         data[-1] ^= 1
     elif damage == "index":
         data[-40] ^= 1
+    elif damage == "pixels":
+        data[1000] ^= 1
     cut = {"truncated": len(data) - 50, "empty": 0}.get(damage, len(data))
     path.write_bytes(data[:cut])
     assert cache.open(KEY) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_pack_that_someone_reads_stays(tmp_path: Path) -> None:
+    cache = PixelCache(tmp_path)
+    cache.write(KEY, IMAGES)
+    with PackedPixels(cache.path_of(KEY)), cache.path_of(KEY).open("r+b") as file:
+        file.write(bytes(100))
+        file.flush()
+        assert cache.open(KEY) is None
+        assert cache.size_bytes(KEY) > 0
+
+
+def test_a_pack_of_another_decoder_is_not_used(tmp_path: Path) -> None:
+    cache = PixelCache(tmp_path)
+    cache.write(replace(KEY, decoder="pillow1.0.1"), IMAGES)
+    assert cache.open(KEY) is None
+    assert PIL.__version__ in KEY.decoder
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
