@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 import re
 import time
@@ -11,7 +10,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import uuid_utils.compat as uuids
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+
+from service.problems import problem_answer
 
 log = logging.getLogger("graft.access")
 
@@ -90,18 +91,8 @@ class BrowserGuard:
         if reason is None:
             await self._app(scope, receive, send)
             return
-        body = {
-            "type": "/problems/forbidden-origin",
-            "title": "Forbidden origin",
-            "status": 403,
-            "detail": reason,
-            "instance": scope["path"][:200],
-            "code": "forbidden-origin",
-            "errors": [],
-        }
-        headers = [(b"content-type", b"application/problem+json")]
-        await send({"type": "http.response.start", "status": 403, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+        answer = problem_answer(Request(scope), 403, "forbidden-origin", reason, [])
+        await answer(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> str | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}

@@ -86,7 +86,7 @@ def _ours(request: Request, error: Exception) -> JSONResponse:
     if status == 500:
         log.error("broken: %s", error, exc_info=error)
     faults = error.faults if isinstance(error, request_errors.ValidationFailed) else []
-    return _answer(request, status, error.code, str(error), faults)
+    return problem_answer(request, status, error.code, str(error), faults)
 
 
 def _validation(request: Request, error: Exception) -> JSONResponse:
@@ -97,7 +97,7 @@ def _validation(request: Request, error: Exception) -> JSONResponse:
 def _starlette(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _CODE_OF_STATUS.get(error.status_code, "malformed-request")
-    answer = _answer(request, error.status_code, code, str(error.detail), [])
+    answer = problem_answer(request, error.status_code, code, str(error.detail), [])
     answer.headers.update(error.headers or {})
     return answer
 
@@ -120,7 +120,7 @@ def _database(request: Request, error: Exception) -> JSONResponse:
 def _bug(request: Request, error: Exception) -> JSONResponse:
     log.error("a bug: %r", error, exc_info=error)
     text = "something broke on our side; the log of the service says what"
-    return _answer(request, 500, "internal-error", text, [])
+    return problem_answer(request, 500, "internal-error", text, [])
 
 
 _HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
@@ -134,9 +134,10 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] =
 }
 
 
-def _answer(
+def problem_answer(
     request: Request, status: int, code: str, detail: str, faults: list[dict[str, str]]
 ) -> JSONResponse:
+    """Return an error as `application/problem+json`, whichever layer refuses the request."""
     body = {
         "type": f"/problems/{code}",
         "title": code.replace("-", " ").capitalize(),
