@@ -1,4 +1,4 @@
-"""The child that trains: `python -m jobs.run SPEC.json`, or `main` in a fork of the fork server.
+"""The child that computes: `python -m jobs.run SPEC.json`, or `main` in a fork of the fork server.
 
 Importing this module runs nothing: no tensor operation, no thread. A fork after either would
 hang. The last line of the progress file says how the work ended; exit status 75 and no such line
@@ -14,6 +14,8 @@ from pathlib import Path
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import train
 from jobs.training.interruption import EXIT_STATUS, Interruption, StoppedOnRequest
+from jobs.training.race import race
+from jobs.training.race_spec import RaceSpec
 from jobs.training.spec import TrainSpec
 from models_cache import faults
 from models_cache.durable import raise_if_full
@@ -29,12 +31,11 @@ def main(spec_path: str) -> None:
     path = Path(spec_path)
     value = json.loads(path.read_bytes())
     faults.arm(value.get("faults", ""), Path(value.get("faults_folder", path.parent)))
-    spec = TrainSpec.load(path)
-    progress = ProgressWriter(spec.attempt_folder / FILE_NAME)
-    interruption = Interruption(spec.time_limit_seconds)
+    progress = ProgressWriter(Path(value["attempt_folder"]) / FILE_NAME)
+    interruption = Interruption(value["time_limit_seconds"])
     interruption.listen()
     try:
-        progress.result(_train(spec, progress, interruption))
+        progress.result(_work(value["kind"], path, progress, interruption))
     except GraftError as error:
         progress.error(error)
     except StoppedOnRequest:
@@ -42,11 +43,13 @@ def main(spec_path: str) -> None:
         sys.exit(EXIT_STATUS)
 
 
-def _train(
-    spec: TrainSpec, progress: ProgressWriter, interruption: Interruption
+def _work(
+    kind: str, path: Path, progress: ProgressWriter, interruption: Interruption
 ) -> dict[str, object]:
     try:
-        return train(spec, progress, interruption)
+        if kind == "race":
+            return race(RaceSpec.load(path), progress, interruption)
+        return train(TrainSpec.load(path), progress, interruption)
     except OSError as error:
         raise_if_full(error, "training")
         raise

@@ -89,6 +89,7 @@ def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Data
         "ingest": _ingest,
         "download": _download,
         "fine_tune": _fine_tune,
+        "race": _race,
     }[job.type](machine, job, dataset, parent)
     path = folder / FILE_NAME
     durable.write_bytes(path, durable.canonical_json({**common, **particular}))
@@ -151,3 +152,20 @@ def _fine_tune(
         },
         **_weights(machine),
     }
+
+
+def _race(
+    machine: Machine, job: Job, dataset: Dataset | None, parent: Dataset | None
+) -> dict[str, Any]:
+    """Tell of an attempt with recipe `head` on the first entrant, and of all of them."""
+    asked = job.spec["parameters"]
+    entrants = job.spec["entrants"]
+    first = {
+        "backbone": entrants[0]["architecture"],
+        "weights": entrants[0]["weights"],
+        "recipe": "head",
+        "parameters": {name: asked[name] for name in ("folds", "batch_size")},
+    }
+    common = _fine_tune(machine, replace(job, spec={**job.spec, **first}), dataset, parent)
+    chosen = {name: asked[name] for name in ("rank_by", "learning_curve")}
+    return {**common, **chosen, "entrants": entrants}

@@ -51,9 +51,10 @@ _AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
 _START_AGAIN_AFTER = timedelta(seconds=5)
 _AGAIN_AFTER_LOSS = timedelta(seconds=1)
 #: What a slot of each kind may run: data and downloads never wait for a training.
-SLOT_KINDS = {"train": ("fine_tune",), "data": ("ingest",), "weights": ("download",)}
+SLOT_KINDS = {"train": ("fine_tune", "race"), "data": ("ingest",), "weights": ("download",)}
 CHILD_KINDS: dict[str, AttemptKind] = {
     "fine_tune": "train",
+    "race": "train",
     "ingest": "ingest",
     "download": "download",
 }

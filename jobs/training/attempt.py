@@ -58,7 +58,7 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
         backbone = fetch_backbone(place)
         dataset = decode_dataset(place, backbone.preprocessing)
         data = split_dataset(place, dataset, backbone.preprocessing)
-        ready = _resolve(place, backbone, data)
+        ready = settle(place, backbone, data)
         checkpoint = _matching(place.checkpoint, ready)
         if isinstance(ready.recipe, HeadRecipe):
             trained = _head_only(ready)
@@ -67,7 +67,7 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
         return publish(ready, trained)
 
 
-def _resolve(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
+def settle(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
     """Settle the recipe and the engine, and report both."""
     spec = place.spec
     if backbone.weights is None and spec.recipe != "scratch":
@@ -125,7 +125,7 @@ def _matching(checkpoint: Checkpoint | None, ready: Ready) -> Checkpoint | None:
     return None
 
 
-def _features(ready: Ready) -> Tensor:
+def frozen_features(ready: Ready) -> Tensor:
     """Phase `features`: float32 `[N, D]` of all images, from the cache if they are there."""
     place, dataset, preprocessing = ready.place, ready.data.dataset, ready.backbone.preprocessing
     place.begin("features")
@@ -201,7 +201,7 @@ def _classifier(ready: Ready, fit: HeadFit | None = None) -> Classifier:
 
 def _head_only(ready: Ready) -> Trained:
     """Recipe `head`: everything is measured on the cached features."""
-    features = _features(ready)
+    features = frozen_features(ready)
     fit = _fit(ready, features)
     train = torch.from_numpy(ready.data.train)
     with torch.inference_mode():
@@ -273,7 +273,7 @@ def _first_state(
     metrics: dict[str, float] = {}
     fit = None
     if checkpoint is None and isinstance(recipe, FinetuneRecipe):
-        fit = _fit(ready, _features(ready))
+        fit = _fit(ready, frozen_features(ready))
         metrics = _cross_validated(ready, fit)
     model = _classifier(ready, fit)
     state = TrainingState(model, build_optimizer(model, recipe))

@@ -62,10 +62,7 @@ def fetch_backbone(place: Place) -> Backbone:
         torch.manual_seed(spec.seed)
         module = build_backbone(spec.architecture)
         return Backbone(freeze(module, place.device), width, Preprocessing(), None)
-    vault = WeightsVault(
-        spec.data_folder / "weights", sources=list(spec.weights_sources), offline=spec.offline
-    )
-    info, path = _first_available(place, vault)
+    vault, info, path = obtain_weights(place)
     module = build_backbone(spec.architecture, weights_path=path, has_head=info.has_head)
     described = {
         "name": info.name,
@@ -78,13 +75,19 @@ def fetch_backbone(place: Place) -> Backbone:
     return Backbone(freeze(module, place.device), width, info.preprocessing, described)
 
 
-def _first_available(place: Place, vault: WeightsVault) -> tuple[WeightsInfo, Path]:
+def obtain_weights(place: Place) -> tuple[WeightsVault, WeightsInfo, Path]:
     """Return the first of the weights that can be had, and its file; later attempts stay with it.
 
     What `DEFAULT` means depends on what can be downloaded just now, and a job has one backbone.
+
+    Raises:
+        WeightsError: The weights are unknown or cannot be had.
     """
     spec = place.spec
     assert spec.weights is not None
+    vault = WeightsVault(
+        spec.data_folder / "weights", sources=list(spec.weights_sources), offline=spec.offline
+    )
     catalogue = Catalogue.load(extra_files=spec.weights_catalogues)
     record = spec.run_folder / _WEIGHTS_RECORD
     name = _recorded(record) or spec.weights
@@ -100,7 +103,7 @@ def _first_available(place: Place, vault: WeightsVault) -> tuple[WeightsInfo, Pa
     chosen = {"name": info.name, "sha256": vault.sha256_of(info)}
     if name != info.name or not record.exists():
         write_bytes(record, canonical_json(chosen), point="weights_record")
-    return info, path
+    return vault, info, path
 
 
 def _recorded(record: Path) -> str | None:

@@ -8,7 +8,7 @@ import httpx2
 import typer
 
 from models_cache.errors import GraftError
-from service.cli import client_commands, demo, processes, weights_commands
+from service.cli import client_commands, demo, processes, race_command, weights_commands
 from service.client import DatasetRejected, GraftProblem, JobFailed
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 processes.add_to(app)
 client_commands.add_to(app)
+app.command("race")(race_command.race)
 app.command("demo")(demo.demo)
 app.add_typer(weights_commands.app, name="weights")
 

@@ -23,6 +23,7 @@ from models_cache import durable
 from service.errors import NothingHere, ValidationFailed
 from service.event_stream import stream_events
 from service.json_body import json_body, json_request
+from service.race_schemas import race_spec
 from service.recipe_schemas import check_parameters
 from service.schemas import EventBody, FileBody, JobBody, JobRequest, Page
 from service.services import (
@@ -213,7 +214,9 @@ def _accept(services: Services, body: JobRequest, idempotency_key: str | None) -
 def _insert(connection: Connection, body: JobRequest, spec: dict[str, Any]) -> str:
     dataset = datasets.get(connection, body.dataset)
     _require_usable(dataset)
-    model = body.model or model_name_from(dataset.name)
+    model = None
+    if body.type != "race":  # which publishes nothing
+        model = body.model or model_name_from(dataset.name)
     new = jobs.NewJob(
         id=new_id("job"),
         type=body.type,
@@ -231,8 +234,10 @@ def _require_usable(dataset: Dataset) -> None:
 
 
 def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
+    if body.type == "race":
+        return race_spec(services.catalogue, services.vault, body)
     if body.type != "fine_tune":
-        raise ValidationFailed.one("/type", "not-offered", "only fine_tune is offered yet")
+        raise ValidationFailed.one("/type", "not-offered", "fine_tune and race are offered yet")
     check_parameters(body.recipe, body.parameters)
     services.catalogue.backbone(body.backbone)
     spec = body.model_dump(mode="json", exclude={"webhook", "priority"})

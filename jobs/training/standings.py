@@ -1,0 +1,249 @@
+"""What a race has found: figures with intervals, who is beyond noise, and what to take.
+
+Everything is measured out of fold on the training images, so val and test stay untouched. The
+penalty of each head was chosen on the same predictions: a little optimistic, for all alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.datasets.manifest import TRAIN, Manifest
+from jobs.tasks.classification import wilson_interval
+from jobs.training.bootstrap import Comparison, compare, mean_interval_95
+from jobs.training.head import assign_folds
+from jobs.training.learning_curve import Point
+from jobs.training.race_spec import Entrant, Measure
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The images that backbones are compared on.
+
+    Args:
+        classes: Class names.
+        labels: Class indices, int64 `[N]`.
+        contents: Content hash of each image.
+        folds: Fold of each image, int64 `[N]`.
+    """
+
+    classes: tuple[str, ...]
+    labels: Tensor
+    contents: list[str]
+    folds: Tensor
+
+    @classmethod
+    def of(cls, manifest: Manifest, folds: int) -> Judged:
+        """Take the training images of a dataset, in folds that follow from their content."""
+        images = manifest.of_split(TRAIN)
+        labels = torch.tensor([image.label for image in images])
+        contents = [image.sha256 for image in images]
+        assigned = assign_folds(labels.tolist(), contents, folds)
+        return cls(manifest.classes, labels, contents, assigned)
+
+    @property
+    def fold_count(self) -> int:
+        """How many folds there are: fewer than asked for where images are few."""
+        return int(self.folds.max()) + 1
+
+    def badness(self, logits: Tensor, measure: Measure) -> NDArray[np.float64]:
+        """Return what a race has less of the better, by image: nats or wrong guesses, `[N]`."""
+        if measure == "loss":
+            found = F.cross_entropy(logits.double(), self.labels, reduction="none")
+        else:
+            found = (logits.argmax(dim=1) != self.labels).double()
+        badness: NDArray[np.float64] = found.numpy()
+        return badness
+
+    def figures(self, logits: Tensor) -> dict[str, Any]:
+        """Return loss in nats, accuracy and macro-F1 of logits `[N, C]`, with 95 % intervals."""
+        losses = self.badness(logits, "loss")
+        guesses = logits.argmax(dim=1)
+        correct = int((guesses == self.labels).sum())
+        return {
+            "loss": float(losses.mean()),
+            "loss_interval_95": list(mean_interval_95(losses)),
+            "accuracy_top1": correct / len(losses),
+            "accuracy_interval_95": list(wilson_interval(correct, len(losses))),
+            "macro_f1": macro_f1(guesses, self.labels, len(self.classes)),
+        }
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What cross-validation said of a head on one backbone.
+
+    Args:
+        entrant: Which backbone.
+        receipt: Its weights and the numerics of its features, as a job's `resolved` has them.
+        width: Length of its features, D.
+        l2: The penalty that suits all images.
+        feature_seconds: Of the pass over all images of the dataset; None if it was cached.
+        logits: Out of fold, float32 `[N, C]`.
+    """
+
+    entrant: Entrant
+    receipt: dict[str, Any]
+    width: int
+    l2: float
+    feature_seconds: float | None
+    logits: Tensor
+
+    def facts(self) -> dict[str, Any]:
+        """Return all but the logits and the entrant, JSON-ready; `of` reads it."""
+        names = ("receipt", "width", "l2", "feature_seconds")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def of(cls, entrant: Entrant, facts: dict[str, Any], logits: Tensor) -> Probe:
+        """Rebuild from what `facts` gave."""
+        names = ("receipt", "width", "l2", "feature_seconds")
+        return cls(entrant=entrant, logits=logits, **{name: facts[name] for name in names})
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A probe beside the best one.
+
+    Args:
+        rank: From 1.
+        probe: What it is about.
+        figures: See `Judged.figures`.
+        behind: The best one against it, image by image, by what the race is ranked by.
+    """
+
+    rank: int
+    probe: Probe
+    figures: dict[str, Any]
+    behind: Comparison
+
+    @property
+    def is_level(self) -> bool:
+        """Whether the best one is not better beyond noise."""
+        return not self.behind.is_better
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        probe, entrant = self.probe, self.probe.entrant
+        weights = probe.receipt["weights"]
+        return {
+            "rank": self.rank,
+            "backbone": entrant.architecture,
+            "weights": weights["name"],
+            "weights_sha256": weights["sha256"],
+            **self.figures,
+            "behind_best": self.behind.as_json(),
+            "indistinguishable_from_best": self.is_level,
+            "feature_seconds": probe.feature_seconds,
+            "parameters": entrant.parameters,
+            "gflops": entrant.gflops,
+            "feature_width": probe.width,
+            "l2": probe.l2,
+        }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How well one backbone would have done with fewer images.
+
+    Args:
+        probe: Which backbone.
+        points: Figures by number of images, the last with all of them.
+        doubling: All images against half of them, image by image, in nats.
+    """
+
+    probe: Probe
+    points: list[dict[str, Any]]
+    doubling: Comparison
+
+    @property
+    def verdict(self) -> str:
+        """Say whether more images would help."""
+        if self.doubling.is_better:
+            return (
+                f"more images would help: from half of the images to all of them the loss fell by "
+                f"{self.doubling.gain:.4f} nats, beyond noise"
+            )
+        return (
+            "no sign that more images of this kind would help: from half of the images to all of "
+            f"them the loss changed by {-self.doubling.gain:+.4f} nats, which is within noise"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "backbone": self.probe.entrant.architecture,
+            "points": self.points,
+            "doubling": self.doubling.as_json(),
+            "more_images_would_help": self.doubling.is_better,
+            "verdict": self.verdict,
+        }
+
+
+def rank(probes: Sequence[Probe], judged: Judged, measure: Measure) -> list[Standing]:
+    """Return the standings, best first; ties go to the cheaper one."""
+    badness = {id(probe): judged.badness(probe.logits, measure) for probe in probes}
+    ordered = sorted(probes, key=lambda p: (badness[id(p)].mean(), p.entrant.cost))
+    best = badness[id(ordered[0])]
+    return [
+        Standing(place, probe, judged.figures(probe.logits), compare(badness[id(probe)], best))
+        for place, probe in enumerate(ordered, start=1)
+    ]
+
+
+def curve_of(probe: Probe, points: Sequence[Point], judged: Judged) -> Curve:
+    """Return a learning curve with the point of all images, which cross-validation has measured."""
+    count = len(judged.labels)
+    learned = count * (judged.fold_count - 1) / judged.fold_count or count
+    everything = Point(1.0, learned, probe.logits)
+    rows = [
+        {"fraction": p.fraction, "images": round(p.images), **judged.figures(p.logits)}
+        for p in (*points, everything)
+    ]
+    half = judged.badness(points[-1].logits, "loss")
+    return Curve(probe, rows, compare(half, judged.badness(probe.logits, "loss")))
+
+
+def recommend(standings: Sequence[Standing], curves: Sequence[Curve]) -> dict[str, Any]:
+    """Return what to take and why: the cheapest of those that are not worse beyond noise."""
+    best = standings[0]
+    level = [standing for standing in standings if standing.is_level]
+    chosen = min(level, key=lambda standing: (standing.probe.entrant.cost, standing.rank))
+    entrant = chosen.probe.entrant
+    return {
+        "backbone": entrant.architecture,
+        "weights": chosen.probe.receipt["weights"]["name"],
+        "reason": _reason(best, chosen, len(level), len(standings)),
+        "more_images": curves[0].verdict if curves else None,
+    }
+
+
+def _reason(best: Standing, chosen: Standing, level: int, total: int) -> str:
+    name, leader = chosen.probe.entrant.architecture, best.probe.entrant.architecture
+    if total == 1:
+        return f"{name} is the only one that was looked at"
+    if chosen is best and level == 1:
+        return f"{name} is the best, beyond noise"
+    if chosen is best:
+        return f"{name} is the best, and the cheapest of {level} that cannot be told apart"
+    return (
+        f"{name} is the cheapest of {level} that cannot be told apart on {chosen.behind.images} "
+        f"images; {leader} measured best"
+    )
+
+
+def macro_f1(guesses: Tensor, labels: Tensor, classes: int) -> float:
+    """Return the mean F1 of the classes that have an image; guesses and labels int64 `[N]`."""
+    hits = torch.bincount(labels[guesses == labels], minlength=classes).double()
+    support = torch.bincount(labels, minlength=classes).double()
+    claimed = torch.bincount(guesses, minlength=classes).double()
+    seen = support > 0
+    return float((2 * hits / (support + claimed))[seen].mean())

@@ -1,0 +1,80 @@
+"""`graft race`: which backbone suits a data set, as a table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.cli.client_commands import AsJson, Url, follow_job, upload_with_bar
+from service.client import DEFAULT_URL, Graft, Json
+
+
+def race(
+    data: Annotated[str, typer.Argument(help="An archive to upload, or the id of a data set.")],
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(help="`architecture[:WEIGHTS]`; repeatable. Default: all that are on disk."),
+    ] = None,
+    folds: int = 5,
+    rank_by: Annotated[str, typer.Option(help="loss or accuracy_top1")] = "loss",
+    learning_curve: Annotated[str, typer.Option(help="best, all or none")] = "best",
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Compare frozen backbones on a data set by cross-validation; publishes nothing."""
+    with Graft(url) as graft:
+        dataset_id = data
+        if Path(data).is_file():
+            name = Path(data).name.split(".")[0]
+            dataset_id = upload_with_bar(graft, Path(data), name)["id"]
+        parameters: Json = {
+            "folds": folds,
+            "rank_by": rank_by,
+            "learning_curve": learning_curve,
+            "backbones": backbone or "downloaded",
+        }
+        job = graft.submit(dataset_id, type="race", parameters=parameters)
+        print(f"job {job['id']}", file=sys.stderr)
+        result = follow_job(graft, job["id"])["result"]
+    if as_json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    _print_standings(result)
+
+
+def _print_standings(result: Json) -> None:
+    console = Console()
+    columns = ("", "backbone", "loss", "accuracy", "macro F1", "GFLOPs", "pass, s", "as the best")
+    table = Table(*columns, title=f"{result['folds']}-fold, {result['images']} training images")
+    for row in result["ranking"]:
+        table.add_row(
+            str(row["rank"]),
+            row["backbone"],
+            _with_interval(row, "loss", "loss_interval_95"),
+            _with_interval(row, "accuracy_top1", "accuracy_interval_95"),
+            f"{row['macro_f1']:.3f}",
+            "" if row["gflops"] is None else f"{row['gflops']:.2f}",
+            "cached" if row["feature_seconds"] is None else f"{row['feature_seconds']:.1f}",
+            "yes" if row["indistinguishable_from_best"] else "no",
+        )
+    console.print(table)
+    for curve in result["learning_curves"]:
+        points = [f"{p['images']}: {p['accuracy_top1']:.3f}" for p in curve["points"]]
+        console.print(f"{curve['backbone']}, accuracy by images learned from: {', '.join(points)}")
+    for failure in result["failures"]:
+        console.print(f"{failure['backbone']} is out: {failure['error']['message']}")
+    advice = result["recommendation"]
+    console.print(f"take {advice['backbone']}: {advice['reason']}")
+    if advice["more_images"]:
+        console.print(advice["more_images"])
+
+
+def _with_interval(row: Json, name: str, interval: str) -> str:
+    low, high = row[interval]
+    return f"{row[name]:.3f} ({low:.3f} to {high:.3f})"

@@ -1,0 +1,54 @@
+"""The rule that tells a better classifier from a lucky one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jobs.training.bootstrap import DRAWS, compare, mean_interval_95, resampled_means
+
+
+def test_equal_losses_are_not_better() -> None:
+    losses = np.random.default_rng(0).exponential(1.0, 100)
+    found = compare(losses, losses)
+    assert (found.gain, found.gain_at_least, found.is_better) == (0.0, 0.0, False)
+
+
+def test_a_clear_gain_is_better_and_its_reverse_is_not() -> None:
+    worse = np.random.default_rng(0).exponential(1.0, 153)
+    better = worse * 0.5
+    assert compare(worse, better).is_better
+    assert not compare(better, worse).is_better
+
+
+def test_a_gain_by_one_image_of_many_is_noise() -> None:
+    reference = np.zeros(153)
+    reference[0] = 5.0
+    found = compare(reference, np.zeros(153))
+    assert found.gain > 0
+    assert not found.is_better
+
+
+def test_the_same_losses_always_give_the_same_answer() -> None:
+    values = np.random.default_rng(1).normal(0.01, 0.1, 400)
+    first, second = resampled_means(values), resampled_means(values.copy())
+    assert first.shape == (DRAWS,)
+    assert (first == second).all()
+
+
+def test_interval_is_that_of_the_normal_distribution_where_that_holds() -> None:
+    values = np.random.default_rng(2).normal(3.0, 2.0, 1000)
+    low, high = mean_interval_95(values)
+    half = 1.96 * values.std() / np.sqrt(1000)
+    assert low == pytest.approx(values.mean() - half, abs=0.01)
+    assert high == pytest.approx(values.mean() + half, abs=0.01)
+
+
+@pytest.mark.parametrize("count", [20, 153])
+def test_noise_is_seldom_called_better(count: int) -> None:
+    random = np.random.default_rng(3)
+    called = [
+        compare(random.exponential(0.1, count), random.exponential(0.1, count)).is_better
+        for _ in range(200)
+    ]
+    assert np.mean(called) < 0.10  # 5 % promised; 200 tries have a standard error of 1.5 %
