@@ -277,6 +277,18 @@ class OutOfMemory(TrainingError):
 
 
 @leaf
+class ImageExceedsMemory(TrainingError):
+    """Not even one image at a time can be learned from."""
+
+    code = "image-exceeds-memory"
+    sentence = (
+        "learning from one image at a time does not fit into the memory of {device}; choose a "
+        "smaller backbone, tune fewer stages (parameter 'tune'), or use a device with more memory"
+    )
+    device: str
+
+
+@leaf
 class TimeLimitTooShort(TrainingError):
     """The time limit passed before there was a first model."""
 

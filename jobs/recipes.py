@@ -26,6 +26,8 @@ _BATCH_NORM_TRAINS_FROM_IMAGES = 2000
 # Optimizer steps a fine-tuning aims at, within the bounds on epochs below.
 _FINETUNE_STEPS = 48
 _SCRATCH_STEPS = 1000
+# From this ratio of the largest class to the smallest on, classes are weighed by their counts.
+_IMBALANCED_FROM = 3.0
 
 
 def _parameter(default: Any, doc: str, **metadata: Any) -> Any:  # noqa: ANN401 - any field type
@@ -83,12 +85,33 @@ class _TrainingRecipe:
     label_smoothing: float = _parameter(
         0.0, "Part of each target spread evenly over all classes.", ge=0, lt=1
     )
-    augmentation: Literal["none", "flip", "crop"] = _parameter(
-        "crop", "none; flip left to right; or flip and random resized crop.",
-        choices=("none", "flip", "crop"),
-    )  # fmt: skip
+    augmentation: Literal["none", "flip", "crop", "randaugment", "trivialaugment"] = _parameter(
+        "crop",
+        "none; flip left to right; crop: flip and random resized crop; randaugment, "
+        "trivialaugment: also two, or one, changes of shape or colour.",
+        choices=("none", "flip", "crop", "randaugment", "trivialaugment"),
+    )
     crop_area_min: float = _parameter(
         0.7, "Smallest part of an image's area that a random crop keeps.", gt=0, le=1
+    )
+    mixup_alpha: float = _parameter(
+        0.0, "Blend each image with another of its batch, parts from Beta(a, a); 0: off.",
+        ge=0, le=10,
+    )  # fmt: skip
+    cutmix_alpha: float = _parameter(
+        0.0, "Paste a rectangle of another image of the batch, area from Beta(a, a); 0: off.",
+        ge=0, le=10,
+    )  # fmt: skip
+    class_weights: Literal["none", "balanced"] = _parameter(
+        AUTO, "Whether images of rarer classes weigh more in the loss, so that all classes count "
+        "the same.", choices=("none", "balanced"),
+    )  # fmt: skip
+    ema_decay: float = _parameter(
+        0.0, "Candidates are the moving average of the weights with this decay; 0: the weights.",
+        ge=0, lt=1,
+    )  # fmt: skip
+    patience_epochs: int = _parameter(
+        0, "Stop after so many epochs without a better candidate; 0: never.", ge=0, le=1000
     )
     batch_norm: Literal["eval", "train"] = _parameter(
         AUTO, "Whether BatchNorm keeps its statistics or learns new ones.",
@@ -152,11 +175,13 @@ class RecipeFacts:
         train_images: Images that are learned from.
         stages: Stages of the backbone that can be frozen, from input to output.
         has_batch_norm: Whether the backbone has BatchNorm layers.
+        imbalance: Images of the largest class per image of the smallest.
     """
 
     train_images: int
     stages: int
     has_batch_norm: bool
+    imbalance: float = 1.0
 
 
 def resolve(name: str, parameters: Mapping[str, Any], facts: RecipeFacts) -> Recipe:
@@ -203,6 +228,8 @@ def _automatic(recipe: str, key: str, batch_size: int, facts: RecipeFacts) -> in
             return "eval"
         small = facts.train_images < _BATCH_NORM_TRAINS_FROM_IMAGES
         return "eval" if small and recipe != "scratch" else "train"
+    if key == "class_weights":
+        return "balanced" if facts.imbalance >= _IMBALANCED_FROM else "none"
     assert key == "tune", f"no rule for {key}"
     return facts.stages
 

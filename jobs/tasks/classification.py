@@ -24,9 +24,35 @@ class Classification:
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
 
-    def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-        """Return the mean cross-entropy in nats of logits `[B, C]`, targets int64 `[B]`."""
-        return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    def loss(
+        self, logits: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor | None
+    ) -> Tensor:
+        """Return the cross-entropy of each image in nats, `[B]`.
+
+        Args:
+            logits: float `[B, C]`.
+            targets: Class indices int64 `[B]`, or probabilities float32 `[B, C]`.
+            label_smoothing: Part of each target spread evenly over all classes.
+            weights: What each class counts, float32 `[C]`; None for 1.
+        """
+        return functional.cross_entropy(
+            logits, targets, weights, label_smoothing=label_smoothing, reduction="none"
+        )
+
+    def probabilities(self, targets: Tensor) -> Tensor:
+        """Return class indices int64 `[B]` as probabilities, float32 `[B, C]`."""
+        return functional.one_hot(targets, len(self.classes)).float()
+
+    def balanced_weights(self, targets: Tensor) -> Tensor:
+        """Return weights, float32 `[C]`, with which all classes count the same in a loss.
+
+        They are 1 on average over the images: learning rates keep their meaning.
+
+        Args:
+            targets: Class indices of the training images, int64 `[N]`.
+        """
+        counts = torch.bincount(targets, minlength=len(self.classes)).clamp(min=1)
+        return (len(targets) / (len(self.classes) * counts)).float()
 
     def metrics(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
         """Return `accuracy_top1` (fraction) and `loss` (nats) of logits `[N, C]`."""

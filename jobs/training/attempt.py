@@ -23,6 +23,7 @@ from jobs.recipes import (
     resolve,
 )
 from jobs.tasks.classification import Classification
+from jobs.training.averaging import WeightAverage
 from jobs.training.checkpoint import Checkpoint
 from jobs.training.evaluate import predict_logits
 from jobs.training.head import HeadFit, fit_head
@@ -76,6 +77,7 @@ def settle(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
         train_images=len(data.train),
         stages=len(parameter_groups_in_depth_order(backbone.module)),
         has_batch_norm=has_batch_norm(backbone.module),
+        imbalance=_imbalance(data),
     )
     recipe = resolve(spec.recipe, spec.parameters, facts)
     engine = Engine(EAGER, backbone.module)
@@ -94,6 +96,12 @@ def settle(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
         }
     )
     return ready
+
+
+def _imbalance(data: TrainingData) -> float:
+    """Return how many images the largest class has for each of the smallest."""
+    counts = torch.bincount(data.targets(data.train)).clamp(min=1)
+    return float(counts.max() / counts.min())
 
 
 def _configuration(ready: Ready) -> str:
@@ -236,7 +244,11 @@ def _whole_network(
     place.begin("evaluate")
     logits = {
         name: predict_logits(
-            state.model, ready.data.dataset, indices, ready.data.preprocessing, recipe.batch_size
+            state.model,
+            ready.data.dataset,
+            indices,
+            ready.data.preprocessing,
+            state.at_once(recipe.batch_size),
         )
         for name, indices in ready.judged().items()
     }
@@ -276,7 +288,9 @@ def _first_state(
         fit = _fit(ready, frozen_features(ready))
         metrics = _cross_validated(ready, fit)
     model = _classifier(ready, fit)
-    state = TrainingState(model, build_optimizer(model, recipe))
+    optimizer = build_optimizer(model, recipe)  # settles what learns
+    average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
+    state = TrainingState(model, optimizer, average)
     if checkpoint is not None:
         state.restore(checkpoint.tensors(), checkpoint.facts)
         ready.place.interruption.resume_after(float(checkpoint.facts["elapsed_seconds"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.datasets.loading import LoadedDataset
+from jobs.training.policies import randaugment, trivialaugment
 from models_cache.decode import center_crop
 
 Pixels = NDArray[np.uint8]
@@ -19,37 +21,71 @@ Pixels = NDArray[np.uint8]
 _LOG_ASPECTS = (math.log(3 / 4), math.log(4 / 3))  # as torchvision's RandomResizedCrop
 
 
-def training_batch(
-    dataset: LoadedDataset,
-    indices: Sequence[int] | NDArray[np.int64],
-    draws: NDArray[np.float64],
-    crop_px: int,
-    policy: tuple[str, float],
-) -> Tensor:
-    """Return augmented images, uint8 `[B, crop, crop, 3]`.
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to an image before the network sees it.
 
     Args:
-        dataset: Where the pixels are.
-        indices: Positions of the B images.
-        draws: Uniform numbers in 0..1, float64 `[B, 8]`: all the randomness there is.
+        name: `none`, `flip`, `crop`, `randaugment` or `trivialaugment`; each from `crop` on
+            begins with what `crop` does.
+        area_min: Smallest part of the area that a crop keeps.
         crop_px: Side of the result.
-        policy: `none`, `flip` or `crop`, and the smallest part of the area that a crop keeps.
+        device: Where pixels are changed, and where the result is.
     """
-    augmentation, area_min = policy
-    images = []
-    for index, draw in zip(indices, draws, strict=True):
-        pixels = dataset.pixels.image(int(index))
-        if augmentation == "crop":
-            image = random_resized_crop(pixels, draw, crop_px, area_min)
+
+    name: str
+    area_min: float
+    crop_px: int
+    device: torch.device
+
+    @property
+    def views(self) -> int | None:
+        """How many different pictures an image can become; None if any number."""
+        return {"none": 1, "flip": 2}.get(self.name)
+
+    def view(self, draw: NDArray[np.float64]) -> int:
+        """Return which of the `views` an image becomes: 1 if it is flipped, else 0."""
+        return int(self.name != "none" and draw[0] < 0.5)
+
+    def batch(
+        self,
+        dataset: LoadedDataset,
+        indices: Sequence[int] | NDArray[np.int64],
+        draws: NDArray[np.float64],
+    ) -> Tensor:
+        """Return augmented images, uint8 `[B, crop, crop, 3]`, contiguous.
+
+        Args:
+            dataset: Where the pixels are.
+            indices: Positions of the B images.
+            draws: Uniform numbers in 0..1, float64 `[B, 8]`: all the randomness there is.
+        """
+        pairs = zip(indices, draws, strict=True)
+        return torch.stack([self._one(dataset.pixels.image(int(i)), draw) for i, draw in pairs])
+
+    def _one(self, pixels: Pixels, draw: NDArray[np.float64]) -> Tensor:
+        if self.views is not None:
+            cut = center_crop(pixels, self.crop_px).copy()  # a view is read-only
+            image = torch.from_numpy(cut).to(self.device)
         else:
-            image = torch.from_numpy(center_crop(pixels, crop_px).copy())  # a view is read-only
-        flip = augmentation != "none" and draw[0] < 0.5
-        images.append(image.flip(1) if flip else image)
-    return torch.stack(images)
+            image = random_resized_crop(pixels, draw, self.crop_px, self.area_min, self.device)
+        if self.view(draw):
+            image = image.flip(1)
+        policy = _POLICIES.get(self.name)
+        if policy is None:
+            return image
+        return policy(image.permute(2, 0, 1), (draw[5], draw[6])).permute(1, 2, 0)
+
+
+_POLICIES = {"randaugment": randaugment, "trivialaugment": trivialaugment}
 
 
 def random_resized_crop(
-    pixels: Pixels, draw: NDArray[np.float64], crop_px: int, area_min: float
+    pixels: Pixels,
+    draw: NDArray[np.float64],
+    crop_px: int,
+    area_min: float,
+    device: torch.device,
 ) -> Tensor:
     """Cut a rectangle of random area, aspect and place, resized; uint8 `[crop, crop, 3]`.
 
@@ -61,6 +97,7 @@ def random_resized_crop(
         draw: Uniform numbers; the second to the fifth are used.
         crop_px: Side of the result.
         area_min: Smallest part of the area that is kept.
+        device: Where it is resized.
     """
     height_px, width_px = pixels.shape[:2]
     area = height_px * width_px * (area_min + (1 - area_min) * draw[1])
@@ -70,6 +107,12 @@ def random_resized_crop(
     top = int(draw[3] * (height_px - high + 1))
     left = int(draw[4] * (width_px - wide + 1))
     cut = pixels[top : top + high, left : left + wide].copy()  # the mapped file is read-only
-    image = torch.from_numpy(cut).permute(2, 0, 1)[None]  # [1, 3, h, w], channels-last
-    resized = F.interpolate(image, size=(crop_px, crop_px), mode="bilinear", antialias=True)
+    image = torch.from_numpy(cut).to(device).permute(2, 0, 1)[None]  # [1, 3, h, w], channels-last
+    if device.type == "cpu":
+        resized = F.interpolate(image, size=(crop_px, crop_px), mode="bilinear", antialias=True)
+    else:  # where torch resizes no whole numbers
+        resized = F.interpolate(
+            image.float(), size=(crop_px, crop_px), mode="bilinear", antialias=True
+        )
+        resized = resized.round_().clamp_(0, 255).to(torch.uint8)
     return resized[0].permute(1, 2, 0)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
+from jobs.training.tensor_stream import write_tensors
 from models_cache import durable
 
-FORMAT = 1
+FORMAT = 2
 _KEPT = 2
 
 
@@ -65,10 +66,10 @@ class Checkpoints:
         Raises:
             InsufficientStorage: The disk is full; older checkpoints are untouched.
         """
-        data = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
         path = self._folder / f"step-{facts['step']:08d}.safetensors"
-        described = {**facts, "format": FORMAT, "sha256": durable.sha256_of_bytes(data)}
-        durable.write_bytes(path, data, point="checkpoint")
+        with durable.writing(path, point="checkpoint") as file:
+            sha256 = write_tensors(file, tensors)
+        described = {**facts, "format": FORMAT, "sha256": sha256}
         json_data = durable.canonical_json(described)
         durable.write_bytes(path.with_suffix(".json"), json_data, point="checkpoint.json")
         self._prune(path.stem, facts.get("config"))

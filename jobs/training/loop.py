@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -20,13 +22,17 @@ from torch import Tensor
 from jobs.datasets.loading import LoadedDataset
 from jobs.errors import Diverged
 from jobs.recipes import FinetuneRecipe, ScratchRecipe
-from jobs.training.augment import training_batch
+from jobs.training.augment import Augmentation
 from jobs.training.evaluate import predict_logits
 from jobs.training.interruption import Interruption, StoppedOnRequest
+from jobs.training.mixing import draw_mixing
 from jobs.training.optimizer import prepare_modules, set_learning_rates
-from jobs.training.schedule import Schedule
+from jobs.training.prefetch import made_ahead
+from jobs.training.schedule import EpochPlan, Schedule
 from jobs.training.state import TrainingState
+from jobs.training.step import Batch, Learner, train_step, within_memory
 from models_cache import faults
+from models_cache.backbones import Classifier
 from models_cache.features import normalised
 from models_cache.preprocessing import Preprocessing
 
@@ -36,8 +42,16 @@ _CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch
 class Task(Protocol):
     """What the loop needs to know about a task type."""
 
-    def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-        """Return what is minimised, a scalar, for logits `[B, C]`."""
+    def loss(
+        self, logits: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor | None
+    ) -> Tensor:
+        """Return what is minimised by image, `[B]`, for logits `[B, C]`."""
+
+    def probabilities(self, targets: Tensor) -> Tensor:
+        """Return targets as probabilities, `[B, C]`, which can be mixed."""
+
+    def balanced_weights(self, targets: Tensor) -> Tensor:
+        """Return what each class counts in the loss, `[C]`, so that all count the same."""
 
     def metrics(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
         """Return figures by name for logits `[N, C]`."""
@@ -58,6 +72,9 @@ class Reporter(Protocol):
     def warning(self, code: str, message: str) -> None:
         """Report what the user should know."""
 
+    def log(self, message: str) -> None:
+        """Report a line of prose."""
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -76,6 +93,10 @@ class TrainingData:
     held_out: NDArray[np.int64]
     preprocessing: Preprocessing
     held_out_name: str = "val"
+
+    def targets(self, indices: NDArray[np.int64]) -> Tensor:
+        """Return the class indices of some images, int64 `[B]`."""
+        return self.dataset.labels[torch.from_numpy(indices)]
 
 
 @dataclass(frozen=True)
@@ -107,12 +128,51 @@ class _Training:
     data: TrainingData
     recipe: FinetuneRecipe | ScratchRecipe
     around: Surroundings
-    schedule: Schedule = field(init=False)
+    schedule: Schedule
+    augmentation: Augmentation
+    learner: Learner
 
-    def __post_init__(self) -> None:
-        recipe, images, seed = self.recipe, len(self.data.train), self.around.seed
-        schedule = Schedule(images, recipe.batch_size, recipe.epochs, recipe.warmup_fraction, seed)
-        object.__setattr__(self, "schedule", schedule)
+    @classmethod
+    def of(
+        cls,
+        model: Classifier,
+        task: Task,
+        data: TrainingData,
+        recipe: FinetuneRecipe | ScratchRecipe,
+        around: Surroundings,
+    ) -> _Training:
+        device, weights = model.head.weight.device, None
+        if recipe.class_weights == "balanced":
+            weights = task.balanced_weights(data.targets(data.train)).to(device)
+
+        def loss(logits: Tensor, targets: Tensor) -> Tensor:
+            return task.loss(logits, targets, recipe.label_smoothing, weights)
+
+        learner = Learner(
+            inputs=lambda pixels: normalised(pixels, data.preprocessing),
+            logits=model,
+            loss=loss,
+            probabilities=task.probabilities,
+            training_dtype=around.training_dtype,
+        )
+        schedule = Schedule(
+            len(data.train), recipe.batch_size, recipe.epochs, recipe.warmup_fraction, around.seed
+        )
+        crop_px = data.preprocessing.crop_px
+        augmentation = Augmentation(recipe.augmentation, recipe.crop_area_min, crop_px, device)
+        return cls(task, data, recipe, around, schedule, augmentation, learner)
+
+    def batch(self, plan: EpochPlan, step: int) -> Batch:
+        """Return what is learned from at a step of an epoch; called in another thread."""
+        positions = plan.batches[step % self.schedule.steps_per_epoch]
+        indices = self.data.train[positions]
+        recipe, device = self.recipe, self.augmentation.device
+        mixing = draw_mixing(
+            len(indices), recipe.mixup_alpha, recipe.cutmix_alpha,
+            self.schedule.mixing_generator(step),
+        )  # fmt: skip
+        images = self.augmentation.batch(self.data.dataset, indices, plan.draws[positions])
+        return Batch(images, self.data.targets(indices).to(device), mixing)
 
 
 def fine_tune(
@@ -134,7 +194,7 @@ def fine_tune(
         StoppedOnRequest: SIGTERM arrived; a checkpoint of this moment is on disk.
         InsufficientStorage: No space for a checkpoint.
     """
-    training = _Training(task, data, recipe, around)
+    training = _Training.of(state.model, task, data, recipe, around)
     per_epoch = training.schedule.steps_per_epoch
     first = 1 if isinstance(recipe, ScratchRecipe) else 0  # the first step that is a candidate
     while True:
@@ -142,85 +202,79 @@ def fine_tune(
         if ended and state.compared_step != state.step:
             _compare(state, training)
             around.save(state)
-        if state.step == training.schedule.total_steps or not _train_epoch(state, training):
+        if state.step == training.schedule.total_steps or _out_of_patience(state, training):
+            break
+        if not _train_epoch(state, training):
             break
     if state.compared_step != state.step:  # out of time within an epoch: its steps count too
         _compare(state, training)
     state.load_best()
 
 
+def _out_of_patience(state: TrainingState, training: _Training) -> bool:
+    """Tell whether too many epochs in a row gave no better candidate."""
+    patience, per_epoch = training.recipe.patience_epochs, training.schedule.steps_per_epoch
+    if not patience or state.best_step < 0 or state.step % per_epoch:
+        return False
+    waited = (state.step - state.best_step) // per_epoch
+    if waited < patience:
+        return False
+    done = f"{state.step} of {training.schedule.total_steps} steps"
+    training.around.report.log(f"stopped early after {done}: {waited} epochs without a better one")
+    return True
+
+
 def _train_epoch(state: TrainingState, training: _Training) -> bool:
     """Train to the end of the current epoch; False if the time was over before."""
     around, schedule = training.around, training.schedule
-    epoch, first = divmod(state.step, schedule.steps_per_epoch)
+    epoch = state.step // schedule.steps_per_epoch
     plan = schedule.epoch(epoch)
     prepare_modules(state.model, training.recipe)
     saved = time.monotonic()
-    for positions in plan.batches[first:]:
-        faults.reach(f"train.step:{state.step}")
-        if around.interruption.requested:
-            around.save(state)
-            raise StoppedOnRequest
-        if around.interruption.out_of_time:
-            around.interruption.poll()  # an error while there is no candidate
-            done = f"after {state.step} of {schedule.total_steps} steps"
-            around.report.warning("time-limit-reached", f"stopped {done}; the best is kept")
-            return False
-        _train_step(state, training, positions, plan.draws[positions])
-        around.report.progress("steps", state.step, schedule.total_steps)
-        if state.step % schedule.steps_per_epoch and _is_due(state.step, saved, around):
-            around.save(state)
-            saved = time.monotonic()
+    steps = range(state.step, (epoch + 1) * schedule.steps_per_epoch)
+    with closing(made_ahead(partial(training.batch, plan), steps)) as batches:
+        for batch in batches:
+            faults.reach(f"train.step:{state.step}")
+            if around.interruption.requested:
+                around.save(state)
+                raise StoppedOnRequest
+            if around.interruption.out_of_time:
+                around.interruption.poll()  # an error while there is no candidate
+                done = f"after {state.step} of {schedule.total_steps} steps"
+                around.report.warning("time-limit-reached", f"stopped {done}; the best is kept")
+                return False
+            _train_step(state, training, batch)
+            around.report.progress("steps", state.step, schedule.total_steps)
+            if state.step % schedule.steps_per_epoch and _is_due(state.step, saved, around):
+                around.save(state)
+                saved = time.monotonic()
     mean_loss = state.epoch_loss / len(training.data.train)
     around.report.metrics(state.step, {"train/loss": mean_loss})
     state.epoch_loss = 0.0
     return True
 
 
-def _train_step(
-    state: TrainingState,
-    training: _Training,
-    positions: NDArray[np.int64],
-    draws: NDArray[np.float64],
-) -> None:
-    """Make one optimizer step on the images at `positions` `[B]` of the training images."""
-    data, recipe, step = training.data, training.recipe, state.step
-    device = state.model.head.weight.device
-    indices = data.train[positions]
-    policy = (recipe.augmentation, recipe.crop_area_min)
-    pixels = training_batch(data.dataset, indices, draws, data.preprocessing.crop_px, policy)
-    images = normalised(pixels.to(device, non_blocking=True), data.preprocessing)  # [B, 3, H, W]
-    targets = data.dataset.labels[torch.from_numpy(indices)].to(device)
-    set_learning_rates(state.optimizer, training.schedule.factor(step))
-    torch.manual_seed(training.schedule.torch_seed(step))  # dropout, stochastic depth
-    dtype = training.around.training_dtype
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        logits = state.model(images)
-    loss = training.task.loss(logits.float(), targets, recipe.label_smoothing)
-    state.optimizer.zero_grad()
-    value = loss.item()
-    if not math.isfinite(value):
-        raise Diverged(step, str(value))
-    loss.backward()
-    state.optimizer.step()
-    state.step += 1
-    state.epoch_loss += value * len(positions)
+def _train_step(state: TrainingState, training: _Training, batch: Batch) -> None:
+    """Make one optimizer step, with fewer images at once if they do not fit into memory."""
+    set_learning_rates(state.optimizer, training.schedule.factor(state.step))
+
+    def attempt() -> None:
+        torch.manual_seed(training.schedule.torch_seed(state.step))  # dropout, stochastic depth
+        train_step(state, batch, training.learner)
+
+    within_memory(state, len(batch), training.around.report.warning, attempt)
 
 
 def _compare(state: TrainingState, training: _Training) -> None:
-    """Measure the present weights on the held-out images; keep them if they are the best."""
+    """Measure the present candidate on the held-out images; keep it if it is the best."""
     data, task, around = training.data, training.task, training.around
-
-    def stop_if_requested() -> None:
-        if around.interruption.requested:
-            around.save(state)
-            raise StoppedOnRequest
-
-    logits = predict_logits(
-        state.model, data.dataset, data.held_out, data.preprocessing,
-        training.recipe.batch_size, stop_if_requested,
-    )  # fmt: skip
-    metrics = task.metrics(logits, data.dataset.labels[torch.from_numpy(data.held_out)])
+    try:
+        with state.candidate():
+            logits = _held_out_logits(state, training)
+    except StoppedOnRequest:
+        around.save(state)
+        raise
+    metrics = task.metrics(logits, data.targets(data.held_out))
     named = {f"{data.held_out_name}/{name}": value for name, value in metrics.items()}
     around.report.metrics(state.step, {k: v for k, v in named.items() if math.isfinite(v)})
     rank = task.rank(metrics)
@@ -231,6 +285,25 @@ def _compare(state: TrainingState, training: _Training) -> None:
         state.keep_as_best(metrics)
     state.compared_step = state.step
     around.interruption.has_model = True
+
+
+def _held_out_logits(state: TrainingState, training: _Training) -> Tensor:
+    """Return the present model's logits of the held-out images, float32 `[N, C]` on the CPU."""
+    data, around, batch_size = training.data, training.around, training.recipe.batch_size
+
+    def stop_if_requested() -> None:
+        if around.interruption.requested:
+            raise StoppedOnRequest
+
+    def attempt() -> Tensor:
+        at_once = state.at_once(batch_size)
+        return predict_logits(
+            state.model, data.dataset, data.held_out, data.preprocessing, at_once,
+            stop_if_requested,
+        )  # fmt: skip
+
+    images = min(batch_size, len(data.held_out))
+    return within_memory(state, images, around.report.warning, attempt)
 
 
 def _is_due(step: int, saved: float, around: Surroundings) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,10 +52,26 @@ def prepare_modules(model: Classifier, recipe: FinetuneRecipe | ScratchRecipe) -
         if learning and not any(learning):
             module.eval()
     if recipe.batch_norm == "eval":
-        for module in model.modules():
-            # BatchNorm keeps its statistics: those of a few images per batch are noise
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        for module in _learning_batch_norms(model):
+            module.eval()  # it keeps its statistics: those of a few images per batch are noise
+
+
+@contextmanager
+def fixed_statistics(model: Classifier, fixed: bool) -> Iterator[None]:
+    """Inside, BatchNorm takes the statistics it has, if `fixed`: one image has none of its own."""
+    modules = _learning_batch_norms(model) if fixed else []
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.train()
+
+
+def _learning_batch_norms(model: Classifier) -> list[nn.Module]:
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    return [m for m in model.modules() if isinstance(m, batch_norm) and m.training]
 
 
 def _groups(

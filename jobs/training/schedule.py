@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _DRAWS_PER_IMAGE = 8
+_MIXING = 1  # keeps these draws apart from those of `torch_seed`
 _SEED_MASK = (1 << 64) - 1  # Philox keys are two words of 64 bits
 
 
@@ -80,6 +81,10 @@ class Schedule:
         """Return the seed of torch's generator for a step (dropout, stochastic depth)."""
         words = np.random.SeedSequence([self.seed & _SEED_MASK, step]).generate_state(2)
         return int(words[0]) << 31 ^ int(words[1])
+
+    def mixing_generator(self, step: int) -> np.random.Generator:
+        """Return what is drawn from when the images of a step are mixed with each other."""
+        return np.random.default_rng([_MIXING, self.seed & _SEED_MASK, step])
 
 
 @dataclass(frozen=True)

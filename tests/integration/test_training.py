@@ -23,6 +23,7 @@ from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.recipes import FinetuneRecipe, ScratchRecipe
 from jobs.tasks.classification import Classification, wilson_interval
 from jobs.training.attempt import train as run_attempt
+from jobs.training.averaging import WeightAverage
 from jobs.training.device import Numerics
 from jobs.training.evaluate import predict_logits
 from jobs.training.interruption import Interruption
@@ -68,6 +69,7 @@ class Recorder:
     def __init__(self) -> None:
         self.measured: list[tuple[int, dict[str, float]]] = []
         self.warnings: list[str] = []
+        self.logged: list[str] = []
 
     def progress(self, unit: str, _done: int, _total: int | None) -> None:
         assert unit == "steps"
@@ -77,6 +79,9 @@ class Recorder:
 
     def warning(self, code: str, _message: str) -> None:
         self.warnings.append(code)
+
+    def log(self, message: str) -> None:
+        self.logged.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +140,9 @@ def start_state(recipe: FinetuneRecipe | ScratchRecipe) -> TrainingState:
     torch.manual_seed(0)
     model = build_classifier(ARCHITECTURE, len(CLASSES))
     model.to(memory_format=torch.channels_last)
-    return TrainingState(model, build_optimizer(model, recipe))
+    optimizer = build_optimizer(model, recipe)
+    average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
+    return TrainingState(model, optimizer, average)
 
 
 def train(
@@ -154,7 +161,14 @@ def train(
 
 
 def recipe(**different: Any) -> FinetuneRecipe:  # noqa: ANN401
-    values = {"epochs": 2, "tune": 99, "batch_norm": "eval", "batch_size": 8, **different}
+    values = {
+        "epochs": 2,
+        "tune": 99,
+        "batch_norm": "eval",
+        "batch_size": 8,
+        "class_weights": "none",
+        **different,
+    }
     return FinetuneRecipe(**values)
 
 
@@ -453,13 +467,13 @@ def test_steps_since_the_last_epoch_are_a_candidate_when_the_time_is_over(
 def test_random_weights_are_no_result_of_a_time_limit(
     dataset: LoadedDataset, questions: int
 ) -> None:
-    scratch = ScratchRecipe(epochs=2, batch_size=4, batch_norm="train")
+    scratch = ScratchRecipe(epochs=2, batch_size=4, batch_norm="train", class_weights="none")
     with pytest.raises(TimeLimitTooShort):
         train(start_state(scratch), dataset, scratch, Hourglass(questions))
 
 
 def test_from_scratch_the_first_epoch_is_the_first_candidate(dataset: LoadedDataset) -> None:
-    scratch = ScratchRecipe(epochs=2, batch_size=4, batch_norm="train")
+    scratch = ScratchRecipe(epochs=2, batch_size=4, batch_norm="train", class_weights="none")
     state = start_state(scratch)
     recorder = train(state, dataset, scratch, Hourglass(5), Scripted((0.5, 1.0), (0.4, 1.0)))
     assert recorder.warnings == ["time-limit-reached"]
