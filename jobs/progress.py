@@ -59,9 +59,9 @@ class ProgressWriter:
         line = {"unit": unit, "done": done, "total": total, "eta_seconds": eta_seconds}
         self._append({"kind": "progress", **line})
 
-    def metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Report numbers measured at an optimizer step."""
-        self._append({"kind": "metrics", "step": step, "metrics": metrics})
+    def metrics(self, step: int, metrics: dict[str, float], epoch: float | None = None) -> None:
+        """Report numbers measured at an optimizer step, after so many passes over the images."""
+        self._append({"kind": "metrics", "step": step, "epoch": epoch, "metrics": metrics})
 
     def resolved(self, resolved: dict[str, Any]) -> None:
         """Report what every `auto` became, and the numerics of this attempt."""
@@ -103,8 +103,15 @@ class ProgressWriter:
             os.fsync(self._descriptor)
 
 
-def read_progress(path: Path, offset_bytes: int) -> tuple[list[dict[str, Any]], int]:
+def read_progress(
+    path: Path, offset_bytes: int, end_bytes: int | None = None
+) -> tuple[list[dict[str, Any]], int]:
     """Return the whole lines behind a byte offset, and the offset behind them.
+
+    Args:
+        path: The file.
+        offset_bytes: Where a line begins.
+        end_bytes: Where to stop; None for the end of the file.
 
     A file that does not exist yet has no lines. An unfinished last line is left for later; one
     that a full disk cut off is passed over.
@@ -112,7 +119,7 @@ def read_progress(path: Path, offset_bytes: int) -> tuple[list[dict[str, Any]], 
     try:
         with path.open("rb") as file:
             file.seek(offset_bytes)
-            data = file.read()
+            data = file.read(-1 if end_bytes is None else end_bytes - offset_bytes)
     except FileNotFoundError:
         return [], offset_bytes
     end = data.rfind(b"\n") + 1
