@@ -72,7 +72,9 @@ class Attempt:
                 changes["progress"] = data
                 return
             case "phase":
-                changes |= {"phase": data["phase"], "progress": None}
+                left = {"eta_seconds": data.pop("eta_seconds", None)}
+                nothing = {"unit": None, "done": 0, "total": None}
+                changes |= {"phase": data["phase"], "progress": {**nothing, **left}}
             case "resolved":
                 changes["resolved"] = data["resolved"]
             case "metrics":
