@@ -45,10 +45,9 @@ def main() -> None:
         wait_until_ready(graft)
         dataset = graft.wait_for_dataset(graft.upload(options.archive, name="eta")["id"])
         report = _followed(graft, url, dataset["id"], options)
-    text = json.dumps(report, indent=2)
-    print(text)
+    print(json.dumps({k: v for k, v in report.items() if k != "timeline"}, indent=2))
     if options.json is not None:
-        options.json.write_text(text + "\n")
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _followed(
@@ -70,6 +69,7 @@ def _followed(
         "seconds": round(ended - started, 3),
         "phases_seconds": _phases([json.loads(line) for line in lines], ended),
         **_errors(told, started, ended),
+        "timeline": [[round(at - started, 2), eta] for at, eta in told],
     }
 
 
