@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.errors import AttemptStalled
 from jobs.executors.protocol import Handle
+from jobs.metrics_files import MetricsFiles
 from jobs.states import JobState
 from jobs.store.jobs import Job, Lease
 
@@ -24,6 +25,7 @@ class Attempt:
         lease: The right to write about the job.
         handle: Its child, as the executor knows it.
         folder: The attempt's folder.
+        figures: What it measured, as files.
         offset_bytes: How much of the child's progress has been read.
         last_line: `result` or `error`, once the child wrote it.
         report_sha256: The report an ingest made.
@@ -40,6 +42,7 @@ class Attempt:
     lease: Lease
     handle: Handle
     folder: Path
+    figures: MetricsFiles
     offset_bytes: int = 0
     last_line: dict[str, Any] | None = None
     report_sha256: str | None = None
@@ -69,7 +72,9 @@ class Attempt:
                 changes["progress"] = data
                 return
             case "phase":
-                changes |= {"phase": data["phase"], "progress": None}
+                left = {"eta_seconds": data.pop("eta_seconds", None)}
+                nothing = {"unit": None, "done": 0, "total": None}
+                changes |= {"phase": data["phase"], "progress": {**nothing, **left}}
             case "resolved":
                 changes["resolved"] = data["resolved"]
             case "metrics":

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs.eta import PhaseEstimate
 from jobs.progress import FILE_NAME, ProgressWriter
 from models_cache import faults
 from models_cache.catalogue import Catalogue
@@ -39,7 +40,7 @@ def main(spec_path: str) -> None:
     """Do what the spec says; an error that can be told is the last line."""
     spec = json.loads(Path(spec_path).read_text())
     faults.arm(spec["faults"], Path(spec["faults_folder"]))
-    progress = ProgressWriter(Path(spec["attempt_folder"]) / FILE_NAME)
+    progress = ProgressWriter(Path(spec["attempt_folder"]) / FILE_NAME, PhaseEstimate())
     try:
         download(spec, progress)
     except GraftError as error:

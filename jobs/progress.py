@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jobs.eta import Estimate
 from models_cache.errors import GraftError, InsufficientStorage, to_wire
 
 FILE_NAME = "progress.jsonl"
@@ -25,21 +26,25 @@ class ProgressWriter:
 
     Args:
         path: The file; its folder exists.
+        estimate: How long it will still take; without one, nothing is said about that.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, estimate: Estimate | None = None) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._torn = False
-        self._phase = ""
-        self._phase_started = time.monotonic()
+        self._estimate = estimate
         self._last_progress = 0.0
 
+    def expect(self, estimate: Estimate) -> None:
+        """Say from now on how long it will still take."""
+        self._estimate = estimate
+
     def phase(self, phase: str) -> None:
-        """Say which part of the work begins; restarts the clock of the estimate."""
-        self._phase = phase
-        self._phase_started = time.monotonic()
+        """Say which part of the work begins."""
+        if self._estimate is not None:
+            self._estimate.begin(phase)
         self._last_progress = 0.0
-        self._append({"kind": "phase", "phase": phase})
+        self._append({"kind": "phase", "phase": phase, "eta_seconds": self._eta_seconds()})
 
     def progress(self, unit: str, done: int, total: int | None) -> None:
         """Say how much of the phase is done; too frequent lines are dropped, the last never.
@@ -49,19 +54,18 @@ class ProgressWriter:
             done: How many are done.
             total: How many there are; None if unknown.
         """
+        if self._estimate is not None:
+            self._estimate.advance(done, total)
         now = time.monotonic()
         if done != total and now - self._last_progress < _MIN_INTERVAL_SECONDS:
             return
         self._last_progress = now
-        eta_seconds = None
-        if total is not None and done > 0:
-            eta_seconds = round((now - self._phase_started) / done * (total - done), 3)
-        line = {"unit": unit, "done": done, "total": total, "eta_seconds": eta_seconds}
+        line = {"unit": unit, "done": done, "total": total, "eta_seconds": self._eta_seconds()}
         self._append({"kind": "progress", **line})
 
-    def metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Report numbers measured at an optimizer step."""
-        self._append({"kind": "metrics", "step": step, "metrics": metrics})
+    def metrics(self, step: int, metrics: dict[str, float], epoch: float | None = None) -> None:
+        """Report numbers measured at an optimizer step, after so many passes over the images."""
+        self._append({"kind": "metrics", "step": step, "epoch": epoch, "metrics": metrics})
 
     def resolved(self, resolved: dict[str, Any]) -> None:
         """Report what every `auto` became, and the numerics of this attempt."""
@@ -91,6 +95,10 @@ class ProgressWriter:
         """Write the last line of work that failed for a reason that can be told."""
         self._append({"kind": "error", **to_wire(error)}, durable=True)
 
+    def _eta_seconds(self) -> float | None:
+        left_seconds = None if self._estimate is None else self._estimate.left_seconds()
+        return None if left_seconds is None else round(left_seconds, 3)
+
     def _append(self, line: dict[str, Any], *, durable: bool = False) -> None:
         stamped = {**line, "at": datetime.now(UTC).isoformat()}
         data = json.dumps(stamped, allow_nan=False, separators=(",", ":")).encode() + b"\n"
@@ -103,8 +111,15 @@ class ProgressWriter:
             os.fsync(self._descriptor)
 
 
-def read_progress(path: Path, offset_bytes: int) -> tuple[list[dict[str, Any]], int]:
+def read_progress(
+    path: Path, offset_bytes: int, end_bytes: int | None = None
+) -> tuple[list[dict[str, Any]], int]:
     """Return the whole lines behind a byte offset, and the offset behind them.
+
+    Args:
+        path: The file.
+        offset_bytes: Where a line begins.
+        end_bytes: Where to stop; None for the end of the file.
 
     A file that does not exist yet has no lines. An unfinished last line is left for later; one
     that a full disk cut off is passed over.
@@ -112,7 +127,7 @@ def read_progress(path: Path, offset_bytes: int) -> tuple[list[dict[str, Any]], 
     try:
         with path.open("rb") as file:
             file.seek(offset_bytes)
-            data = file.read()
+            data = file.read(-1 if end_bytes is None else end_bytes - offset_bytes)
     except FileNotFoundError:
         return [], offset_bytes
     end = data.rfind(b"\n") + 1

@@ -30,6 +30,7 @@ from jobs.errors import (
 )
 from jobs.executors.protocol import AttemptKind, AttemptSpec, Executor, Exited, Lost
 from jobs.housekeeping import bound_caches
+from jobs.metrics_files import MetricsFiles
 from jobs.presence import Presence
 from jobs.progress import FILE_NAME as PROGRESS_FILE
 from jobs.progress import read_progress
@@ -206,7 +207,8 @@ class Worker:
             with self._database.write() as connection:
                 lifecycle.move(connection, job, JobEvent.LOSE, lease=lease, changes=changes)
             return
-        self._attempts.append(Attempt(job, slot, place, lease, handle, folder))
+        figures = MetricsFiles(machine.run_folder(job.id), job.attempt)
+        self._attempts.append(Attempt(job, slot, place, lease, handle, folder, figures))
 
     # -- attending ---------------------------------------------------------------------------
 
@@ -263,6 +265,7 @@ class Worker:
                 leases.record(connection, attempt.lease, changes, rows)
         attempt.offset_bytes = offset_bytes
         attempt.progressed_at = time.monotonic()
+        attempt.figures.take(lines, offset_bytes)
 
     def _renew(self, attempt: Attempt) -> None:
         """Prolong the lease."""

@@ -3,7 +3,7 @@
 * RequestError                   the request is not what the call takes
   + JsonMalformed, MediaTypeUnsupported, BodyTooLarge, MultipartMalformed, ValidationFailed,
     NothingHere, AddressUnknown, NotReady, ModelUnavailable,
-    DatabaseUnavailable
+    DatabaseUnavailable, JobFileInvalid
 """
 
 from __future__ import annotations
@@ -83,6 +83,17 @@ class ValidationFailed(RequestError):
     def one(cls, pointer: str, code: str, message: str) -> ValidationFailed:
         """Make one of a single fault."""
         return cls(1, [{"pointer": pointer, "code": code, "message": message}])
+
+
+@leaf
+class JobFileInvalid(RequestError):
+    """A job file cannot be read, or its fields are missing, unknown or out of bounds."""
+
+    code = "job-file-invalid"
+    sentence = "{name} cannot be used ({count} fault(s)); nothing was sent\n  {faults}"
+    name: str
+    count: int
+    faults: str
 
 
 @leaf

@@ -175,7 +175,7 @@ class AliasBody(BaseModel):
 
 
 class FileBody(BaseModel):
-    """A file of a job's current attempt."""
+    """A file of a job."""
 
     name: str
     size: int

@@ -28,6 +28,7 @@ from jobs.datasets.split import draw_val
 from jobs.datasets.spool import PixelSpool
 from jobs.datasets.unpack import Unpacked, unpack
 from jobs.errors import DatasetError
+from jobs.eta import PhaseEstimate
 from jobs.processes import die_with_parent
 from jobs.progress import FILE_NAME, ProgressWriter
 from models_cache import faults
@@ -47,7 +48,7 @@ def main(spec_path: str) -> None:
     die_with_parent(value.get("parent_pid"))
     spec = IngestSpec.from_json(value)
     faults.arm(spec.faults, Path(spec.faults_folder))
-    progress = ProgressWriter(spec.attempt_folder / FILE_NAME)
+    progress = ProgressWriter(spec.attempt_folder / FILE_NAME, PhaseEstimate())
     scratch = spec.attempt_folder / "ingest"
     try:
         Ingest(spec, progress, scratch).run()

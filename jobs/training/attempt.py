@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jobs.errors import RecipeInvalid
+from jobs.eta import TrainingEstimate, TrainingPlan
 from jobs.progress import ProgressWriter
 from jobs.recipes import (
     FinetuneRecipe,
@@ -32,6 +33,7 @@ from jobs.training.loop import Surroundings, TrainingData, fine_tune
 from jobs.training.optimizer import build_optimizer
 from jobs.training.outcome import TRAIN_FOLDS, Ready, Trained, publish
 from jobs.training.place import Place
+from jobs.training.schedule import Schedule
 from jobs.training.sources import Backbone, decode_dataset, fetch_backbone, split_dataset
 from jobs.training.spec import TrainSpec
 from jobs.training.state import TrainingState
@@ -60,6 +62,7 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
         dataset = decode_dataset(place, backbone.preprocessing)
         data = split_dataset(place, dataset, backbone.preprocessing)
         ready = settle(place, backbone, data)
+        place.progress.expect(TrainingEstimate(_plan(ready)))
         checkpoint = _matching(place.checkpoint, ready)
         if isinstance(ready.recipe, HeadRecipe):
             trained = _head_only(ready)
@@ -102,6 +105,37 @@ def _imbalance(data: TrainingData) -> float:
     """Return how many images the largest class has for each of the smallest."""
     counts = torch.bincount(data.targets(data.train)).clamp(min=1)
     return float(counts.max() / counts.min())
+
+
+def _plan(ready: Ready) -> TrainingPlan:
+    """Return how much there is to do, for the estimate of the time that is left."""
+    recipe, data = ready.recipe, ready.data
+    images = len(data.dataset.manifest.images)
+    if isinstance(recipe, HeadRecipe):
+        return TrainingPlan(images=images)
+    schedule = Schedule(
+        len(data.train),
+        recipe.batch_size,
+        recipe.epochs,
+        recipe.warmup_fraction,
+        ready.place.spec.seed,
+    )
+    return TrainingPlan(
+        images=images,
+        steps=schedule.total_steps,
+        steps_per_epoch=schedule.steps_per_epoch,
+        images_per_step=recipe.batch_size,
+        forwards_per_step=1.0 + 2.0 * _learned_part(ready, recipe),
+        compares_first=isinstance(recipe, FinetuneRecipe),
+        compared_images=len(data.held_out),
+        judged_images=sum(map(len, ready.judged().values())),
+    )
+
+
+def _learned_part(ready: Ready, recipe: FinetuneRecipe | ScratchRecipe) -> float:
+    """Return the part of the backbone's stages that learns, 0 to 1."""
+    stages = len(parameter_groups_in_depth_order(ready.backbone.module))
+    return min(recipe.tune, stages) / stages if isinstance(recipe, FinetuneRecipe) else 1.0
 
 
 def _configuration(ready: Ready) -> str:

@@ -66,8 +66,8 @@ class Reporter(Protocol):
     def progress(self, unit: str, done: int, total: int | None) -> None:
         """Say how much of the phase is done."""
 
-    def metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Report figures measured at a step."""
+    def metrics(self, step: int, metrics: dict[str, float], epoch: float | None = None) -> None:
+        """Report figures measured at a step, after so many passes over the images."""
 
     def warning(self, code: str, message: str) -> None:
         """Report what the user should know."""
@@ -249,7 +249,7 @@ def _train_epoch(state: TrainingState, training: _Training) -> bool:
                 around.save(state)
                 saved = time.monotonic()
     mean_loss = state.epoch_loss / len(training.data.train)
-    around.report.metrics(state.step, {"train/loss": mean_loss})
+    around.report.metrics(state.step, {"train/loss": mean_loss}, schedule.passes(state.step))
     state.epoch_loss = 0.0
     return True
 
@@ -276,7 +276,8 @@ def _compare(state: TrainingState, training: _Training) -> None:
         raise
     metrics = task.metrics(logits, data.targets(data.held_out))
     named = {f"{data.held_out_name}/{name}": value for name, value in metrics.items()}
-    around.report.metrics(state.step, {k: v for k, v in named.items() if math.isfinite(v)})
+    finite = {name: value for name, value in named.items() if math.isfinite(value)}
+    around.report.metrics(state.step, finite, training.schedule.passes(state.step))
     rank = task.rank(metrics)
     if not all(map(math.isfinite, rank)):
         if not state.best_metrics:

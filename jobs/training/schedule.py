@@ -61,6 +61,10 @@ class Schedule:
         """Optimizer steps of the whole training."""
         return self.steps_per_epoch * self.epochs
 
+    def passes(self, step: int) -> float:
+        """Return how many times a training has seen every image before a step."""
+        return step / self.steps_per_epoch
+
     def factor(self, step: int) -> float:
         """Return the factor on every learning rate at a step."""
         warmup_steps = math.ceil(self.warmup_fraction * self.total_steps)

@@ -1,10 +1,8 @@
-"""`graft submit | predict | datasets | models | jobs`: thin clients with progress bars."""
+"""`graft predict | datasets | models | jobs`: thin clients with progress bars."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,49 +30,10 @@ jobs_app = typer.Typer(help="Jobs.", no_args_is_help=True)
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(submit)
     app.command()(predict)
     app.add_typer(datasets_app, name="datasets")
     app.add_typer(models_app, name="models")
     app.add_typer(jobs_app, name="jobs")
-
-
-def submit(
-    data: Annotated[str, typer.Argument(help="An archive to upload, or the id of a data set.")],
-    model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
-    backbone: str = "mobilenet_v2",
-    weights: str = "DEFAULT",
-    recipe: str = "head",
-    parameter: Annotated[
-        list[str] | None, typer.Option("-p", help="Recipe parameter, `name=value`; repeatable.")
-    ] = None,
-    seed: int = 0,
-    promote: bool = True,
-    follow: Annotated[bool, typer.Option(help="Show progress until the end.")] = True,
-    url: Url = DEFAULT_URL,
-) -> None:
-    """Fine-tune a backbone on a data set and serve the result."""
-    with Graft(url) as graft:
-        dataset_id = data
-        if Path(data).is_file():
-            name = model or Path(data).name.split(".")[0]
-            dataset_id = upload_with_bar(graft, Path(data), name)["id"]
-        fields: Json = {
-            "backbone": backbone,
-            "weights": weights,
-            "recipe": recipe,
-            "parameters": _parameters(parameter or []),
-            "seed": seed,
-            "promote": promote,
-        }
-        if model is not None:
-            fields["model"] = model
-        job = graft.submit(dataset_id, **fields)
-        print(f"job {job['id']}", file=sys.stderr)
-        if follow:
-            job = follow_job(graft, job["id"])
-            result = job["result"]
-            print(f"{result['model']} version {result['version']}: {_figures(job['metrics'])}")
 
 
 def predict(
@@ -279,24 +238,6 @@ def follow_job(graft: Graft, job_id: str) -> Json:
     if job["status"] != "succeeded":
         raise JobFailed(job)
     return job
-
-
-def _parameters(pairs: Iterable[str]) -> Json:
-    """Return `name=value` pairs as JSON values; what is not JSON is text."""
-    values: Json = {}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        if not sign:
-            raise typer.BadParameter(f"{pair!r} is not name=value")
-        try:
-            values[name] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name] = text
-    return values
-
-
-def _figures(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
 
 
 def _print_list(items: list[Json], columns: list[str], as_json: bool) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from models_cache.errors import GraftError
 from service.cli import client_commands, demo, processes, race_command, weights_commands
+from service.cli.submit import submit
 from service.client import DatasetRejected, GraftProblem, JobFailed
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 processes.add_to(app)
+app.command()(submit)
 client_commands.add_to(app)
 app.command("race")(race_command.race)
 app.command("demo")(demo.demo)

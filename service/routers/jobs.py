@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pathlib
 import re
 import shutil
 import time
@@ -11,10 +12,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.responses import JSONResponse, StreamingResponse
 
 from jobs import lifecycle
 from jobs.errors import DatasetRejected, IllegalTransition, JobNotEnded
+from jobs.run_files import list_run_files, open_run_file
 from jobs.states import TERMINAL, JobEvent, JobState
 from jobs.store import datasets, events, idempotency, jobs
 from jobs.store.datasets import Dataset
@@ -42,9 +44,6 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 _LONGEST_WAIT_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _WAIT_PREFERENCE = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")
-#: What people may download of an attempt.
-_FILE_NAMES = frozenset({"log.txt", "progress.jsonl"})
-_TAIL_BYTES = 1 << 20  # of a file that may still grow
 
 
 def job_of(services: ServicesDep, job_id: IdPath) -> Job:
@@ -174,28 +173,28 @@ async def get_events(
 
 @router.get("/{job_id}/files")
 def list_files(services: ServicesDep, job: JobDep) -> Page[FileBody]:
-    """List the files of the job's newest attempt."""
-    folder = services.settings.data_dir / "runs" / job.id / str(job.attempt)
-    names = [path for path in sorted(folder.glob("*")) if path.name in _FILE_NAMES]
-    bodies = [FileBody(name=path.name, size=path.stat().st_size) for path in names]
+    """List what can be downloaded of the job: log, progress, figures, reports."""
+    sizes = list_run_files(_run_folder(services, job), job.attempt)
+    bodies = [FileBody(name=name, size=size) for name, size in sorted(sizes.items())]
     return Page(data=bodies, has_more=False, next=None)
 
 
-@router.get("/{job_id}/files/{name}", response_class=PlainTextResponse)
+@router.get("/{job_id}/files/{name}", response_class=StreamingResponse)
 def get_file(
     services: ServicesDep,
     job: JobDep,
     name: Annotated[str, Path(pattern=r"^[a-z0-9_.-]{1,64}$")],
-) -> PlainTextResponse:
-    """Return the end, at most a mebibyte, of a file of the job's newest attempt."""
-    path = services.settings.data_dir / "runs" / job.id / str(job.attempt) / name
-    if name not in _FILE_NAMES or not path.is_file():
+) -> StreamingResponse:
+    """Return a file of the job; of a log, which has no bound, the last mebibyte."""
+    opened = open_run_file(_run_folder(services, job), job.attempt, name)
+    if opened is None:
         raise NothingHere
-    with path.open("rb") as file:
-        # Read now: the child may be writing, and a length must be true to the last byte.
-        size_bytes = file.seek(0, 2)
-        file.seek(max(0, size_bytes - _TAIL_BYTES))
-        return PlainTextResponse(file.read(_TAIL_BYTES))
+    headers = {"Content-Length": str(opened.size_bytes), "Cache-Control": "no-store"}
+    return StreamingResponse(opened.chunks, media_type=opened.media_type, headers=headers)
+
+
+def _run_folder(services: Services, job: Job) -> pathlib.Path:
+    return services.settings.data_dir / "runs" / job.id
 
 
 def _accept(services: Services, body: JobRequest, idempotency_key: str | None) -> Job:

@@ -81,6 +81,38 @@ def test_datasets_and_jobs_are_listed_shown_and_deleted(
     assert graft(service, "datasets", "delete", grown["id"]).returncode == 0
 
 
+def test_job_file_uploads_its_folder_and_is_followed_to_a_served_model(
+    service: RunningService, tmp_path: Path
+) -> None:
+    drawn = images.class_folders(("disc", "cross"))
+    for name, data in {**drawn, ".hidden/x.jpg": b"no image"}.items():
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(data)
+    job_file = tmp_path / "job.yaml"
+    job_file.write_text(
+        "dataset: photos\nbackbone: squeezenet1_1\nmodel: declared\nparameters: {folds: 2}\n"
+    )
+    done = graft(service, "submit", job_file, "--set", "parameters.folds=3", "--seed", "9")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("declared version 1: ")
+    job_id = next(line.split()[1] for line in done.stderr.splitlines() if line.startswith("job "))
+    spec = json.loads(graft(service, "jobs", "show", job_id).stdout)["spec"]
+    assert (spec["parameters"], spec["seed"]) == ({"folds": 3}, 9)
+
+
+def test_fault_in_a_job_file_is_told_with_its_line_and_nothing_is_uploaded(
+    service: RunningService, tmp_path: Path
+) -> None:
+    before = graft(service, "datasets", "list", "--json").stdout
+    (tmp_path / "photos.zip").write_bytes(b"")
+    job_file = tmp_path / "job.yaml"
+    job_file.write_text("dataset: photos.zip\nparameters:\n  fold: 3\n")
+    told = graft(service, "submit", job_file)
+    assert told.returncode == 1
+    assert "line 3: /parameters/fold: unknown; did you mean folds?" in told.stderr
+    assert graft(service, "datasets", "list", "--json").stdout == before
+
+
 def test_bad_parameter_is_told_with_its_pointer(service: RunningService) -> None:
     told = graft(service, "submit", "ds_1", "-p", "folds=0")
     assert told.returncode == 1

@@ -74,7 +74,12 @@ class Recorder:
     def progress(self, unit: str, _done: int, _total: int | None) -> None:
         assert unit == "steps"
 
-    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+    def metrics(
+        self,
+        step: int,
+        metrics: dict[str, float],
+        epoch: float | None = None,  # noqa: ARG002
+    ) -> None:
         self.measured.append((step, metrics))
 
     def warning(self, code: str, _message: str) -> None:

@@ -1,0 +1,177 @@
+"""The estimate of the time that is left, over synthetic jobs whose end is known."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from jobs.eta import PhaseEstimate, TrainingEstimate, TrainingPlan
+
+HYMENOPTERA = TrainingPlan(
+    images=397,
+    steps=48,
+    steps_per_epoch=8,
+    images_per_step=32,
+    compares_first=True,
+    compared_images=153,
+    judged_images=153,
+)
+
+
+@dataclass
+class Job:
+    """Does a plan at given speeds and keeps what the estimate said, in a time of its own.
+
+    Args:
+        plan: What there is to do.
+        image_seconds: Of one forward pass.
+        forwards_per_step: How a step compares to the forward passes of its images.
+        cached: Whether the features are there.
+        slower: Factor by step on the seconds of steps, if the machine changes.
+        resumed_at: The step of the checkpoint that it goes on from; None for a new job.
+    """
+
+    plan: TrainingPlan
+    image_seconds: float = 0.008
+    forwards_per_step: float = 3.0
+    cached: bool = False
+    slower: dict[int, float] = field(default_factory=dict)
+    resumed_at: int | None = None
+    now: float = 100.0
+    said: list[tuple[float, float | None]] = field(default_factory=list)
+
+    def run(self) -> Job:
+        self.estimate = TrainingEstimate(self.plan, lambda: self.now)
+        if self.resumed_at is None:
+            self.features()
+            self.head()
+        if self.plan.steps:
+            self.train()
+            self.begin("evaluate")
+            self.work(self.plan.judged_images * self.image_seconds)
+        self.begin("publish")
+        self.work(20 * self.image_seconds)
+        return self
+
+    def work(self, seconds: float) -> None:
+        self.now += seconds
+
+    def begin(self, phase: str) -> None:
+        self.estimate.begin(phase)
+        self.look()
+
+    def report(self, done: int, total: int) -> None:
+        self.estimate.advance(done, total)
+        self.look()
+
+    def look(self) -> None:
+        self.said.append((self.now, self.estimate.left_seconds()))
+
+    def features(self) -> None:
+        self.begin("features")
+        for start in range(0, 0 if self.cached else self.plan.images, 32):
+            self.report(start, self.plan.images)
+            warm_up = 1.5 if start == 0 else 1.0
+            self.work(warm_up * self.image_seconds * min(32, self.plan.images - start))
+        self.report(self.plan.images, self.plan.images)
+
+    def head(self) -> None:
+        self.begin("head")
+        for penalty in range(8):  # the search ends early
+            self.report(penalty, 13)
+            self.work(0.02)
+
+    def train(self) -> None:
+        plan = self.plan
+        self.begin("train")
+        first = self.resumed_at or 0
+        if first == 0 and plan.compares_first:
+            self.work(plan.compared_images * self.image_seconds)
+        for step in range(first + 1, plan.steps + 1):
+            factor = self.forwards_per_step * self.slower.get(step, 1.0)
+            self.work(plan.images_per_step * self.image_seconds * factor)
+            self.report(step, plan.steps)
+            if step % plan.steps_per_epoch == 0:
+                self.work(plan.compared_images * self.image_seconds)
+
+    def errors(self) -> list[float]:
+        """Return what was said behind the first tenth against the truth, as part of the whole."""
+        began, whole = 100.0, self.now - 100.0
+        behind = [(at, left) for at, left in self.said if began + 0.1 * whole <= at < self.now]
+        assert sum(left is None for _, left in behind) <= 2  # until the second batch is done
+        return [abs(left - (self.now - at)) / whole for at, left in behind if left is not None]
+
+
+@pytest.mark.parametrize("forwards_per_step", [1.2, 2.0, 3.0, 4.5])
+@pytest.mark.parametrize("taken_for", [1.0, 1.2])
+@pytest.mark.parametrize("cached", [False, True])
+def test_fine_tuning_is_estimated_within_a_quarter_behind_its_first_tenth(
+    forwards_per_step: float, taken_for: float, cached: bool
+) -> None:
+    plan = replace(HYMENOPTERA, forwards_per_step=taken_for * forwards_per_step)
+    job = Job(plan, forwards_per_step=forwards_per_step, cached=cached).run()
+    assert max(job.errors()) < 0.25
+    assert statistics.median(job.errors()) < 0.02
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        replace(HYMENOPTERA, steps=4800, steps_per_epoch=800),  # many steps before a comparison
+        replace(HYMENOPTERA, compared_images=5000, judged_images=9000),  # mostly comparisons
+        replace(HYMENOPTERA, images=20_000, steps=48),  # mostly the feature pass
+        replace(HYMENOPTERA, images_per_step=1, steps=244 * 3, steps_per_epoch=244),
+    ],
+)
+def test_jobs_of_other_shapes_are_estimated_within_a_quarter(plan: TrainingPlan) -> None:
+    assert max(Job(plan, forwards_per_step=2.2).run().errors()) < 0.25
+
+
+def test_head_alone_is_estimated_within_a_quarter() -> None:
+    job = Job(TrainingPlan(images=397)).run()
+    assert max(job.errors()) < 0.25
+
+
+def test_from_scratch_the_first_step_tells_about_comparisons_too() -> None:
+    plan = replace(HYMENOPTERA, images=0, compares_first=False)
+    job = Job(plan, resumed_at=0).run()
+    assert max(job.errors()) < 0.1
+
+
+def test_resumed_training_is_estimated_from_its_own_steps() -> None:
+    job = Job(HYMENOPTERA, resumed_at=19).run()
+    assert max(job.errors()) < 0.1
+
+
+def test_nothing_is_said_before_something_was_measured() -> None:
+    job = Job(HYMENOPTERA, cached=True).run()
+    before_the_first_step = [left for at, left in job.said if at < 100.5]
+    assert before_the_first_step
+    assert set(before_the_first_step) == {None}
+
+
+def test_steady_work_counts_down_and_ends_near_zero() -> None:
+    job = Job(HYMENOPTERA).run()
+    in_training = [left for at, left in job.said if left is not None and at > 120.0]
+    assert in_training == sorted(in_training, reverse=True)
+    assert 0.0 <= in_training[-1] < 0.5
+
+
+def test_machine_that_becomes_slower_is_followed() -> None:
+    plan = replace(HYMENOPTERA, steps=480, steps_per_epoch=80)
+    job = Job(plan, slower=dict.fromkeys(range(100, 481), 3.0)).run()
+    assert max(job.errors()[140:]) < 0.25
+
+
+def test_single_phase_is_taken_as_steady() -> None:
+    now = 0.0
+    estimate = PhaseEstimate(lambda: now)
+    estimate.begin("bytes")
+    assert estimate.left_seconds() is None
+    now = 2.0
+    estimate.advance(100, 500)
+    assert estimate.left_seconds() == 8.0
+    estimate.advance(100, None)
+    assert estimate.left_seconds() is None
