@@ -40,7 +40,7 @@ def code_of(tmp_path: Path, data: bytes, limits: IngestLimits = LIMITS) -> str:
             stage()
         except DatasetError as error:
             codes.append(error.code)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 30  # a bomb would take minutes
     assert codes, "the archive was accepted"
     assert len(set(codes)) == 1
     return codes[0]
