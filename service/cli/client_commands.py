@@ -75,6 +75,8 @@ def submit(
             job = follow_job(graft, job["id"])
             result = job["result"]
             print(f"{result['model']} version {result['version']}: {_figures(job['metrics'])}")
+            if "reason" in result:
+                print(result["reason"])
 
 
 def predict(
