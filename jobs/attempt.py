@@ -28,6 +28,7 @@ class Attempt:
         figures: What it measured, as files.
         offset_bytes: How much of the child's progress has been read.
         last_line: `result` or `error`, once the child wrote it.
+        candidate: What the child offered for publication before its end, until it is published.
         report_sha256: The report an ingest made.
         checkpoints: How many this attempt wrote.
         stopping: What it is being stopped for, if a person asked.
@@ -45,6 +46,7 @@ class Attempt:
     figures: MetricsFiles
     offset_bytes: int = 0
     last_line: dict[str, Any] | None = None
+    candidate: dict[str, Any] | None = None
     report_sha256: str | None = None
     checkpoints: int = 0
     stopping: JobState | None = None
@@ -82,12 +84,19 @@ class Attempt:
             case "checkpoint":
                 self.checkpoints += 1
                 changes |= {"faults": 0, "checkpoint_attempt": self.job.attempt}
-            case "report":
-                self.report_sha256 = data["report_sha256"]
-                return
-            case "result" | "error":
-                self.last_line = line
+            case "candidate" | "report" | "result" | "error":
+                self._keep(line, data)
                 return
             case _:  # log, warning: only a row
                 pass
         rows.append((kind, data))
+
+    def _keep(self, line: dict[str, Any], data: dict[str, Any]) -> None:
+        """Keep what is not written as it is, but published."""
+        match line["kind"]:
+            case "candidate":
+                self.candidate = data
+            case "report":
+                self.report_sha256 = data["report_sha256"]
+            case _:
+                self.last_line = line

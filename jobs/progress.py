@@ -50,7 +50,7 @@ class ProgressWriter:
         """Say how much of the phase is done; too frequent lines are dropped, the last never.
 
         Args:
-            unit: What is counted: `images`, `steps`, `penalties` or `bytes`.
+            unit: What is counted: `images`, `steps`, `penalties`, `heads`, `gflops` or `bytes`.
             done: How many are done.
             total: How many there are; None if unknown.
         """
@@ -86,6 +86,10 @@ class ProgressWriter:
     def report(self, report_sha256: str) -> None:
         """Report the blob that holds a dataset's report, before the last line."""
         self._append({"kind": "report", "report_sha256": report_sha256})
+
+    def candidate(self, candidate: dict[str, Any]) -> None:
+        """Offer a version that can be published now; the work goes on, and may offer it again."""
+        self._append({"kind": "candidate", **candidate}, durable=True)
 
     def result(self, result: dict[str, Any]) -> None:
         """Write the last line of work that succeeded."""

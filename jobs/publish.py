@@ -1,4 +1,4 @@
-"""How an attempt's last line becomes rows: one transaction, fenced by the lease.
+"""How what an attempt offers becomes rows: one transaction each, fenced by the lease.
 
 Execution is at least once, publication exactly once: the files are blobs already, every write
 carries the lease token, and the unique key over job and artifact keeps a second try out.
@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from jobs import lifecycle
+from jobs.promotion import conclude, first_result
 from jobs.states import JobEvent
-from jobs.store import datasets, leases, models
+from jobs.store import datasets, jobs, leases, models
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
 from models_cache import faults
@@ -39,16 +40,19 @@ def finish(
         BlobMissing, BlobCorrupt: A file of the result is not what it should be.
         ArtifactMalformed: The artifact does not hold what it should.
     """
-    prepared = _prepare_version(blobs, job, last) if job.type == "fine_tune" else None
+    prepared = _prepare_version(blobs, job, last) if "artifact" in last else None
+    promotion = last.get("promotion")
     faults.reach("publish.before_tx")
     with database.write() as connection:
-        if prepared is not None:
+        if promotion is not None:
+            result = conclude(connection, job, prepared, promotion)
+        elif prepared is not None:
             result = _publish_version(connection, job, prepared)
         elif job.type == "ingest":
             result = _publish_dataset(connection, job, last)
         else:
             result = {key: value for key, value in last.items() if key not in ("kind", "at")}
-        metrics = last.get("metrics")
+        metrics = (promotion or last).get("metrics")
         if metrics:
             leases.record(
                 connection, lease, {"metrics": metrics}, [("metrics", {"final": metrics})]
@@ -57,6 +61,38 @@ def finish(
         lifecycle.move(connection, job, JobEvent.SUCCEED, lease=lease, changes=changes)
         faults.reach("publish.in_tx")
     faults.reach("publish.after_commit")
+
+
+def offer(
+    database: Database, blobs: BlobStore, job: Job, lease: Lease, candidate: dict[str, Any]
+) -> None:
+    """Publish what a child offers before its end; the job goes on.
+
+    Every attempt offers it, so that none is lost; the job's `result` is the record that it has
+    been published, and a second offer changes nothing.
+
+    Args:
+        database: Where.
+        blobs: Where the child put its files; they are read again and hashed.
+        job: The job.
+        lease: The worker's right to it.
+        candidate: The child's line.
+
+    Raises:
+        LeaseLost: The lease is over; nothing was written.
+        BlobMissing, BlobCorrupt: A file of the candidate is not what it should be.
+        ArtifactMalformed: The artifact does not hold what it should.
+    """
+    prepared = _prepare_version(blobs, job, candidate)
+    faults.reach("candidate.before_tx")
+    with database.write() as connection:
+        if jobs.get(connection, job.id, job.project).result is None:
+            result = first_result(_publish_version(connection, job, prepared))
+            changes = {"result": result, "metrics": candidate["metrics"]}
+            rows = [("candidate", result), ("metrics", {"candidate": candidate["metrics"]})]
+            leases.record(connection, lease, changes, rows)
+        faults.reach("candidate.in_tx")
+    faults.reach("candidate.after_commit")
 
 
 def _prepare_version(blobs: BlobStore, job: Job, last: dict[str, Any]) -> models.NewVersion:

@@ -113,6 +113,10 @@ class _TrainingRecipe:
     patience_epochs: int = _parameter(
         0, "Stop after so many epochs without a better candidate; 0: never.", ge=0, le=1000
     )
+    best_epoch: Literal["accuracy", "loss"] = _parameter(
+        "accuracy", "Figure on the held-out images by which the best epoch is chosen.",
+        choices=("accuracy", "loss"),
+    )  # fmt: skip
     batch_norm: Literal["eval", "train"] = _parameter(
         AUTO, "Whether BatchNorm keeps its statistics or learns new ones.",
         choices=("eval", "train"),
@@ -144,6 +148,25 @@ class FinetuneRecipe(_TrainingRecipe):
 
 
 @dataclass(frozen=True)
+class AutoRecipe(FinetuneRecipe):
+    """Progressive: the head is served within seconds, a fine-tuned network replaces it if better.
+
+    The fitted head is published at once and becomes alias `default`; then the whole network is
+    fine-tuned from it and published as the next version. `default` moves on to it only if its
+    loss on the held-out images is lower beyond noise (paired bootstrap, 95 %, one-sided);
+    otherwise both versions are kept and the job's `result.reason` says why. A `test` split is
+    reported and decides nothing. Without a val split a fifth of the training images is held out.
+
+    Source: as `finetune`; Efron and Tibshirani 1993 (bootstrap).
+    """
+
+    best_epoch: Literal["accuracy", "loss"] = _parameter(
+        "loss", "Figure on the held-out images by which the best epoch is chosen.",
+        choices=("accuracy", "loss"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ScratchRecipe(_TrainingRecipe):
     """No pretrained weights, the whole network from random ones: the honest baseline.
 
@@ -163,6 +186,7 @@ Recipe = HeadRecipe | FinetuneRecipe | ScratchRecipe
 RECIPES: dict[str, type[Recipe]] = {
     "head": HeadRecipe,
     "finetune": FinetuneRecipe,
+    "auto": AutoRecipe,
     "scratch": ScratchRecipe,
 }
 

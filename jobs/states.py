@@ -28,7 +28,7 @@ class JobState(StrEnum):
     SUCCEEDED = "succeeded"
     #: It cannot give a result; `error` says why.
     FAILED = "failed"
-    #: Stopped because someone asked; nothing was published.
+    #: Stopped because someone asked; nothing was published but what `auto` had published before.
     CANCELLED = "cancelled"
 
 

@@ -260,6 +260,11 @@ class Worker:
         rows: list[tuple[str, dict[str, Any]]] = []
         for line in lines:
             attempt.take(line, changes, rows)
+        if attempt.candidate is not None:  # again and again until it is done: once is enough
+            publish.offer(
+                self._database, self._blobs, attempt.job, attempt.lease, attempt.candidate
+            )
+            attempt.candidate = None
         if changes or rows:
             with self._database.write() as connection:
                 leases.record(connection, attempt.lease, changes, rows)

@@ -118,7 +118,8 @@ class Ingest:
         images = findings.leave_out_placeholders(images, checker.facts, report)
         images = findings.leave_out_duplicates(images, kept, report)
         images = self._with_splits(images, kept)
-        manifest = self._manifest([*kept, *images], classes)
+        order = parent.classes if parent else ()
+        manifest = self._manifest([*kept, *images], classes, order)
         self._store_originals(images, unpacked)
         self._pack(manifest, self._pixels(manifest, spool, parent, parent_pixels))
         return self._result(manifest)
@@ -180,13 +181,15 @@ class Ingest:
         undecided = [replace(i, split="") if i.split == TRAIN else i for i in images]
         return draw_val(undecided, kept, self._spec.val_fraction)
 
-    def _manifest(self, images: Sequence[LabelledImage], classes: set[str]) -> Manifest:
+    def _manifest(
+        self, images: Sequence[LabelledImage], classes: set[str], order: Sequence[str]
+    ) -> Manifest:
         trained = {image.class_name for image in images if image.split == TRAIN}
         if missing := sorted(classes - trained):
             raise ClassWithoutImages([printable(name) for name in missing[:_MAX_NAMED]])
         findings.tell_leakage_and_conflicts(images, self._report)
         findings.tell_small_classes(images, classes, self._report)
-        return build_manifest(images, classes)
+        return build_manifest(images, classes, order)
 
     def _store_originals(self, images: Sequence[LabelledImage], unpacked: Unpacked) -> None:
         self._progress.phase("pack")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,7 +75,8 @@ class Manifest:
     """A dataset: immutable, named by the SHA-256 of its canonical form.
 
     Args:
-        classes: Sorted names in NFC; an image's label is an index into them.
+        classes: Names in NFC; an image's label is an index into them. Sorted, those that a later
+            version added behind the others: a class keeps its index.
         images: Sorted by split, label and hash.
         task: The task type.
     """
@@ -149,14 +150,17 @@ class Manifest:
         return cls(tuple(value["classes"]), images, value["task"])
 
 
-def build_manifest(images: Iterable[LabelledImage], classes: Iterable[str]) -> Manifest:
+def build_manifest(
+    images: Iterable[LabelledImage], classes: Iterable[str], kept: Sequence[str] = ()
+) -> Manifest:
     """Put images into the one order and give each its id.
 
     Args:
         images: Every split decided, no two of the same content, split and class.
         classes: All names; sorted here, so that the order of an upload has no influence.
+        kept: Those of the parent version in its order: they stay in front.
     """
-    names = tuple(sorted(classes))
+    names = (*kept, *sorted(set(classes) - set(kept)))
     labels = {name: label for label, name in enumerate(names)}
     entries = [_entry(image, labels[image.class_name]) for image in images]
     entries.sort(key=lambda entry: (entry.split, entry.label, entry.sha256))

@@ -1,12 +1,14 @@
 """One attempt of a fine-tuning job, from its spec to its result: the order of things.
 
 weights -> decode -> features -> head -> train -> evaluate -> publish. Recipe `head` has no phase
-`train`, recipe `scratch` neither `features` nor `head`; a checkpoint replaces these two.
+`train`, recipe `scratch` neither `features` nor `head`; a checkpoint replaces these two. Recipe
+`auto` publishes twice: the head before phase `train`, the network at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from jobs.errors import RecipeInvalid
 from jobs.eta import TrainingEstimate, TrainingPlan
 from jobs.progress import ProgressWriter
 from jobs.recipes import (
+    AutoRecipe,
     FinetuneRecipe,
     HeadRecipe,
     RecipeFacts,
@@ -33,6 +36,7 @@ from jobs.training.loop import Surroundings, TrainingData, fine_tune
 from jobs.training.optimizer import build_optimizer
 from jobs.training.outcome import TRAIN_FOLDS, Ready, Trained, publish
 from jobs.training.place import Place
+from jobs.training.progressive import Published, conclude, publish_head, repeat_head
 from jobs.training.schedule import Schedule
 from jobs.training.sources import Backbone, decode_dataset, fetch_backbone, split_dataset
 from jobs.training.spec import TrainSpec
@@ -65,10 +69,9 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
         place.progress.expect(TrainingEstimate(_plan(ready)))
         checkpoint = _matching(place.checkpoint, ready)
         if isinstance(ready.recipe, HeadRecipe):
-            trained = _head_only(ready)
-        else:
-            trained = _whole_network(ready, ready.recipe, checkpoint)
-        return publish(ready, trained)
+            features = frozen_features(ready)
+            return publish(ready, _head_only(ready, features, _fit(ready, features)))
+        return _whole_network(ready, ready.recipe, checkpoint)
 
 
 def settle(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
@@ -241,10 +244,8 @@ def _classifier(ready: Ready, fit: HeadFit | None = None) -> Classifier:
     return model
 
 
-def _head_only(ready: Ready) -> Trained:
-    """Recipe `head`: everything is measured on the cached features."""
-    features = frozen_features(ready)
-    fit = _fit(ready, features)
+def _head_only(ready: Ready, features: Tensor, fit: HeadFit) -> Trained:
+    """Return the head as a model of its own: everything is measured on the cached features."""
     train = torch.from_numpy(ready.data.train)
     with torch.inference_mode():
         all_logits = fit.head(features)  # [N, C]
@@ -259,12 +260,12 @@ def _head_only(ready: Ready) -> Trained:
 
 def _whole_network(
     ready: Ready, recipe: FinetuneRecipe | ScratchRecipe, checkpoint: Checkpoint | None
-) -> Trained:
-    """Recipes `finetune` and `scratch`."""
+) -> dict[str, Any]:
+    """Recipes `finetune`, `scratch` and `auto`: return the result line."""
     place = ready.place
-    state, first_metrics = _first_state(ready, recipe, checkpoint)
+    state, first = _first_state(ready, recipe, checkpoint)
     place.interruption.has_model = isinstance(recipe, FinetuneRecipe) or state.compared_step > 0
-    save = _saver(ready, first_metrics)
+    save = _saver(ready, first)
     if checkpoint is None:
         save(state)
         faults.reach("train.after_head")
@@ -289,10 +290,24 @@ def _whole_network(
     # Candidate 0 is the fitted head on the untouched backbone: it can be stored as just that.
     kind: Kind = "head" if state.best_step == 0 and ready.backbone.weights else "whole"
     facts = {"steps": state.step, "best_step": state.best_step}
-    return Trained(state.model, kind, logits, first_metrics, facts)
+    trained = Trained(state.model, kind, logits, first.metrics, facts)
+    return publish(ready, trained) if first.head is None else conclude(ready, first.head, trained)
 
 
-def _saver(ready: Ready, first_metrics: dict[str, float]) -> Callable[[TrainingState], None]:
+@dataclass(frozen=True)
+class _First:
+    """What was found before the network learned; checkpoints keep it.
+
+    Args:
+        metrics: Figures of the head phase.
+        head: With recipe `auto`: the head as it was published.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    head: Published | None = None
+
+
+def _saver(ready: Ready, first: _First) -> Callable[[TrainingState], None]:
     """Return what writes a checkpoint of a state durably and reports it."""
     place, configuration = ready.place, _configuration(ready)
 
@@ -304,7 +319,7 @@ def _saver(ready: Ready, first_metrics: dict[str, float]) -> Callable[[TrainingS
             "threads": place.numerics.threads,
             "seed": place.spec.seed,
             "elapsed_seconds": place.interruption.elapsed_seconds,
-            "first_metrics": first_metrics,
+            "first": asdict(first),
         }
         place.checkpoints.save(state.tensors(), facts)
         place.progress.checkpoint(state.step)
@@ -314,13 +329,16 @@ def _saver(ready: Ready, first_metrics: dict[str, float]) -> Callable[[TrainingS
 
 def _first_state(
     ready: Ready, recipe: FinetuneRecipe | ScratchRecipe, checkpoint: Checkpoint | None
-) -> tuple[TrainingState, dict[str, float]]:
-    """Return the state to train from, and the figures of the head phase."""
-    metrics: dict[str, float] = {}
-    fit = None
+) -> tuple[TrainingState, _First]:
+    """Return the state to train from, and what is known before it."""
+    first, fit = _First(), None
     if checkpoint is None and isinstance(recipe, FinetuneRecipe):
-        fit = _fit(ready, frozen_features(ready))
-        metrics = _cross_validated(ready, fit)
+        features = frozen_features(ready)
+        fit = _fit(ready, features)
+        head = None
+        if isinstance(recipe, AutoRecipe):
+            head = publish_head(ready, _head_only(ready, features, fit))
+        first = _First(_cross_validated(ready, fit), head)
     model = _classifier(ready, fit)
     optimizer = build_optimizer(model, recipe)  # settles what learns
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
@@ -328,5 +346,7 @@ def _first_state(
     if checkpoint is not None:
         state.restore(checkpoint.tensors(), checkpoint.facts)
         ready.place.interruption.resume_after(float(checkpoint.facts["elapsed_seconds"]))
-        metrics = dict(checkpoint.facts["first_metrics"])
-    return state, metrics
+        first = _First(**checkpoint.facts["first"])
+        if first.head is not None:
+            repeat_head(ready, first.head)
+    return state, first

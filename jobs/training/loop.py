@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jobs.datasets.loading import LoadedDataset
 from jobs.errors import Diverged
-from jobs.recipes import FinetuneRecipe, ScratchRecipe
+from jobs.recipes import AutoRecipe, FinetuneRecipe, ScratchRecipe
 from jobs.training.augment import Augmentation
 from jobs.training.evaluate import predict_logits
 from jobs.training.interruption import Interruption, StoppedOnRequest
@@ -162,6 +162,12 @@ class _Training:
         augmentation = Augmentation(recipe.augmentation, recipe.crop_area_min, crop_px, device)
         return cls(task, data, recipe, around, schedule, augmentation, learner)
 
+    def rank(self, metrics: dict[str, float]) -> tuple[float, ...]:
+        """Return what the better of two epochs has more of."""
+        if self.recipe.best_epoch == "loss":
+            return (-metrics["loss"],)
+        return self.task.rank(metrics)
+
     def batch(self, plan: EpochPlan, step: int) -> Batch:
         """Return what is learned from at a step of an epoch; called in another thread."""
         positions = plan.batches[step % self.schedule.steps_per_epoch]
@@ -186,7 +192,7 @@ def fine_tune(
 
     The state is as it was made, or as a checkpoint left it. With LP-FT what it holds at step 0
     (the fitted head) is candidate 0: on the held-out images the result is never worse. Random
-    weights are no candidate.
+    weights are no candidate, nor is the head with recipe `auto`, which has published it.
 
     Raises:
         Diverged: The loss is NaN or infinite; the last checkpoint is from before.
@@ -196,7 +202,8 @@ def fine_tune(
     """
     training = _Training.of(state.model, task, data, recipe, around)
     per_epoch = training.schedule.steps_per_epoch
-    first = 1 if isinstance(recipe, ScratchRecipe) else 0  # the first step that is a candidate
+    # The first step that is a candidate
+    first = 1 if isinstance(recipe, (ScratchRecipe, AutoRecipe)) else 0
     while True:
         ended = state.step % per_epoch == 0 and state.step >= first
         if ended and state.compared_step != state.step:
@@ -278,11 +285,11 @@ def _compare(state: TrainingState, training: _Training) -> None:
     named = {f"{data.held_out_name}/{name}": value for name, value in metrics.items()}
     finite = {name: value for name, value in named.items() if math.isfinite(value)}
     around.report.metrics(state.step, finite, training.schedule.passes(state.step))
-    rank = task.rank(metrics)
+    rank = training.rank(metrics)
     if not all(map(math.isfinite, rank)):
         if not state.best_metrics:
             raise Diverged(state.step, str(metrics["loss"]))
-    elif not state.best_metrics or rank > task.rank(state.best_metrics):
+    elif not state.best_metrics or rank > training.rank(state.best_metrics):
         state.keep_as_best(metrics)
     state.compared_step = state.step
     around.interruption.has_model = True

@@ -66,6 +66,8 @@ def submit(
             result = job["result"]
             figures = ", ".join(f"{name} {v:.4f}" for name, v in sorted(job["metrics"].items()))
             print(f"{result['model']} version {result['version']}: {figures}")
+            if "reason" in result:
+                print(result["reason"])
 
 
 def _source(source: str) -> JobFile:

@@ -69,6 +69,13 @@ def test_a_next_version_takes_images_over_unchanged() -> None:
     assert build_manifest(manifest.labelled(), manifest.classes) == manifest
 
 
+def test_classes_of_a_parent_keep_their_index_whatever_is_added() -> None:
+    manifest = build_manifest(images(), ["wasps", "aphids", "ants", "bees"], ("ants", "bees"))
+    assert manifest.classes == ("ants", "bees", "aphids", "wasps")
+    again = build_manifest(manifest.labelled(), [*manifest.classes, "aardvarks"], manifest.classes)
+    assert again.classes == (*manifest.classes, "aardvarks")
+
+
 def test_a_changed_manifest_is_not_loaded(tmp_path: Path) -> None:
     blobs = BlobStore(tmp_path)
     blob = build_manifest(images(), ["bees", "ants"]).store(blobs)
