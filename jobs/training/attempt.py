@@ -68,7 +68,7 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
             trained = _head_only(ready)
         else:
             trained = _whole_network(ready, ready.recipe, checkpoint)
-        return publish(ready, trained)
+        return {**publish(ready, trained), "resources": place.peak_memory()}
 
 
 def settle(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
