@@ -75,8 +75,9 @@ def judge(need_bytes: int, memory: Memory | None, running_bytes: Sequence[int]) 
 
 def kind_of(spec: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what jobs of about the same peak have in common."""
-    parameters = spec["parameters"]
-    return (spec["backbone"], spec["recipe"], parameters.get("batch_size"), parameters.get("tune"))
+    parameters = spec.get("parameters", {})
+    chosen = (parameters.get("batch_size"), parameters.get("tune"))
+    return (str(spec.get("backbone")), spec.get("recipe"), *chosen)
 
 
 def need_of(
@@ -108,10 +109,10 @@ def _peak(resources: Mapping[str, Any]) -> Need:
 
 
 def _estimated(spec: Mapping[str, Any], parameters: int, on_gpu: bool) -> Need:
-    trained = spec["recipe"] != "head"
+    trained = spec.get("recipe", "head") != "head"
     copies = _COPIES_TRAINED if trained else _COPIES_FROZEN
     image_bytes = _IMAGE_TRAINED_BYTES if trained else _IMAGE_FROZEN_BYTES
-    batch_size = spec["parameters"].get("batch_size", _DEFAULT_BATCH)
+    batch_size = spec.get("parameters", {}).get("batch_size", _DEFAULT_BATCH)
     network_bytes = parameters * _BYTES_PER_NUMBER * copies + batch_size * image_bytes
     if on_gpu:
         return Need(2 * _PROCESS_BYTES, _CONTEXT_BYTES + network_bytes)

@@ -93,7 +93,7 @@ class Gate:
         with self._database.read() as connection:
             earlier = jobs.succeeded(connection, job.type, _EARLIER_JOBS)
         pairs = [(other.spec, other.resources) for other in earlier]
-        return need_of(job.spec, pairs, self._parameters(job.spec["backbone"]), on_gpu)
+        return need_of(job.spec, pairs, self._parameters(str(job.spec.get("backbone"))), on_gpu)
 
     def _parameters(self, architecture: str) -> int | None:
         if self._catalogue is None:
