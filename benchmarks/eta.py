@@ -68,6 +68,7 @@ def _followed(
         "job": {"recipe": options.recipe, "architecture": options.architecture, **parameters},
         "seconds": round(ended - started, 3),
         "phases_seconds": _phases([json.loads(line) for line in lines], ended),
+        "resources": job["resources"],
         **_errors(told, started, ended),
         "timeline": [[round(at - started, 2), eta] for at, eta in told],
     }

@@ -55,7 +55,7 @@ def main() -> None:
             "architecture": options.architecture,
             "tutorial_epoch": timed_tutorial(work, options),
         }
-        manifest = _timed_ingest(work, options, report)
+        manifest = timed_ingest(work, options, report)
         for name in ("cold", "features_cached"):
             report[f"head_{name}"] = _timed_head(work, options, manifest, name)
     epoch = report["tutorial_epoch"]["seconds"]
@@ -157,7 +157,7 @@ def tutorial_epoch(folder: Path, options: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
-def _child(work: Path, module: str, name: str, spec: dict[str, Any]) -> tuple[float, list[Any]]:
+def run_child(work: Path, module: str, name: str, spec: dict[str, Any]) -> tuple[float, list[Any]]:
     """Run a child to its end; return its seconds and its progress lines."""
     attempt = work / "runs" / name / "1"
     attempt.mkdir(parents=True)
@@ -182,9 +182,8 @@ def _child(work: Path, module: str, name: str, spec: dict[str, Any]) -> tuple[fl
     return seconds, lines
 
 
-def _timed_ingest(
-    work: Path, options: argparse.Namespace, report: dict[str, Any]
-) -> dict[str, Any]:
+def timed_ingest(work: Path, options: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]:
+    """Ingest the archive, note the seconds in the report, and return the dataset."""
     archive = BlobStore(work / "blobs").put_bytes(options.archive.read_bytes())
     spec: dict[str, Any] = {
         "kind": "ingest",
@@ -194,21 +193,20 @@ def _timed_ingest(
         "resize_px": 256,
         "interpolation": "bilinear",
     }
-    seconds, lines = _child(work, "jobs.datasets.ingest", "ingest", spec)
+    seconds, lines = run_child(work, "jobs.datasets.ingest", "ingest", spec)
     report["ingest"] = {"seconds": seconds}
     dataset: dict[str, Any] = lines[-1]["dataset"]
     return dataset
 
 
-def _timed_head(
-    work: Path, options: argparse.Namespace, dataset: dict[str, Any], name: str
-) -> dict[str, Any]:
-    spec = {
+def job_spec(options: argparse.Namespace, dataset: dict[str, Any], recipe: str) -> dict[str, Any]:
+    """Return what a training child is told, with the defaults of the recipe."""
+    return {
         "kind": "fine_tune",
         "dataset": {"id": "ds", **{key: dataset[key] for key in ("manifest_sha256", "digest")}},
         "architecture": options.architecture,
         "weights": "DEFAULT",
-        "recipe": "head",
+        "recipe": recipe,
         "parameters": {},
         "seed": 0,
         "weights_sources": [str(options.weights)],
@@ -217,10 +215,16 @@ def _timed_head(
         "device": "cpu",
         "threads": options.threads,
         "time_limit_seconds": None,
-        "lineage": {"job_id": name},
+        "lineage": {"job_id": "benchmark"},
     }
-    seconds, lines = _child(work, "jobs.run", name, spec)
-    first, last = (_seconds_of(line["at"]) for line in (lines[0], lines[-1]))
+
+
+def _timed_head(
+    work: Path, options: argparse.Namespace, dataset: dict[str, Any], name: str
+) -> dict[str, Any]:
+    spec = job_spec(options, dataset, "head")
+    seconds, lines = run_child(work, "jobs.run", name, spec)
+    first, last = (unix_seconds(line["at"]) for line in (lines[0], lines[-1]))
     return {
         "seconds": seconds,
         # With the worker's warm fork server a job begins behind the imports.
@@ -229,7 +233,8 @@ def _timed_head(
     }
 
 
-def _seconds_of(at: str) -> float:
+def unix_seconds(at: str) -> float:
+    """Return the Unix time of a line of progress."""
     return datetime.fromisoformat(at).timestamp()
 
 

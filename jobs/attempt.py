@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.admission import Need
 from jobs.errors import AttemptStalled
 from jobs.executors.protocol import Handle
 from jobs.metrics_files import MetricsFiles
@@ -26,6 +27,7 @@ class Attempt:
         handle: Its child, as the executor knows it.
         folder: The attempt's folder.
         figures: What it measured, as files.
+        need: The memory it is taken to need.
         offset_bytes: How much of the child's progress has been read.
         last_line: `result` or `error`, once the child wrote it.
         candidate: What the child offered for publication before its end, until it is published.
@@ -44,6 +46,7 @@ class Attempt:
     handle: Handle
     folder: Path
     figures: MetricsFiles
+    need: Need = Need(0, 0)  # noqa: RUF009 - frozen
     offset_bytes: int = 0
     last_line: dict[str, Any] | None = None
     candidate: dict[str, Any] | None = None

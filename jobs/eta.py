@@ -4,10 +4,12 @@ Pure arithmetic over (clock, done): no files, no threads, no torch. Nothing is s
 was measured.
 
 A fine-tuning job is weights -> decode -> features -> head -> train -> evaluate -> publish. Its plan
-says how much each phase has to do; the seconds of one unit are measured where the unit has been
-done in this attempt and follow from a related one where not: a comparison shows images to the same
-network as the feature pass, and a step costs a few forward passes of its images: one, and up to
-two for the gradients, fewer where a part of the network is frozen.
+says how much each phase has to do; the seconds of one unit are measured in this attempt. Little
+follows from the feature pass about steps, since its engine is another one (a step of mobilenet_v2
+took 7 times the pass of its images on 2 cores): while steps are the larger part of a job, nothing
+is said before training. A comparison shows images to the network that learns, so
+that, until the second step is done, a step is taken for a few such passes: one, and up to two for
+the gradients, fewer where a part of the network is frozen.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
+_LEARNING_PER_FROZEN = 2.3  # seconds of a forward pass: the network that learns, the frozen one
 _HEAD_PER_FEATURES = 0.1  # hymenoptera with mobilenet_v2: 0.3 s beside 3 s of features
 _PUBLISH_FORWARDS = 16.0  # golden outputs, hashes: 0.1 to 0.3 s on 2 cores
-_REMEMBERED_STEPS = 32  # the speed of a machine that others use as well changes
+_ENOUGH_STEPS = 4
+_REMEMBERED = 32  # the speed of a machine that others use as well changes
 
 
 class Estimate(Protocol):
@@ -89,16 +93,32 @@ class TrainingPlan:
     compared_images: int = 0
     judged_images: int = 0
 
-    def comparisons_left(self, steps_done: int) -> int:
-        """Return the comparisons that follow the report of a step, its own epoch's included."""
+    @property
+    def is_mostly_features(self) -> bool:
+        """Whether all that follows is likely to take less than the feature pass."""
+        passes = self.steps * self.images_per_step * self.forwards_per_step
+        passes += self.comparisons_left(None, 0) * self.compared_images + self.judged_images
+        return _LEARNING_PER_FROZEN * passes <= self.images
+
+    def comparisons_left(self, compared_step: int | None, steps_done: int) -> int:
+        """Return how many comparisons follow.
+
+        Args:
+            compared_step: The step of the last one; None if there was none in this attempt.
+            steps_done: How many steps are done.
+        """
         epochs = math.ceil(self.steps / self.steps_per_epoch)
+        if compared_step is not None:
+            return epochs - compared_step // self.steps_per_epoch
         if steps_done == 0:
             return epochs + self.compares_first
-        return epochs - math.ceil(steps_done / self.steps_per_epoch) + 1
+        return epochs - (steps_done - 1) // self.steps_per_epoch
 
 
 class TrainingEstimate:
     """Of a fine-tuning attempt: the rest of all its phases together.
+
+    In phase `train` a report of the same step again, or of step 0, ends a comparison.
 
     Args:
         plan: What there is to do.
@@ -106,17 +126,16 @@ class TrainingEstimate:
     """
 
     def __init__(self, plan: TrainingPlan, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
         self._plan = plan
+        self._clock = clock
         self._phase = ""
         self._began = clock()
         self._total: int | None = None
-        self._reports: list[tuple[int, float]] = []  # (done, when): first, first behind 0, last
-        self._image_seconds: float | None = None  # of one forward pass
-        self._first_step_seconds: float | None = None  # with the comparison before it, if any
-        self._compared_first = False
-        self._step_seconds: deque[float] = deque(maxlen=_REMEMBERED_STEPS)
-        self._epoch_end_seconds: deque[float] = deque(maxlen=_REMEMBERED_STEPS)
+        self._reports: list[tuple[int, float]] = []  # (done, when) in this phase
+        self._compared_step: int | None = None
+        self._image_seconds: float | None = None  # of one forward pass in phase `features`
+        self._step_seconds: deque[float] = deque(maxlen=_REMEMBERED)
+        self._comparison_seconds: deque[float] = deque(maxlen=_REMEMBERED)
 
     def begin(self, phase: str) -> None:
         """Take note that a phase begins."""
@@ -127,11 +146,13 @@ class TrainingEstimate:
         """Take note of how much of the phase is done; called for every batch and step."""
         now = self._clock()
         if self._phase == "train":
-            self._measure_step(done, now)
+            self._measure_training(done, now)
         self._total = total
+        # The first two tell where warming up ended, the last how far it is.
         self._reports = [*self._reports[:2], (done, now)]
-        if self._phase == "features" and done != total:
-            self._measure_images()
+        if self._phase == "features" and done != total and len(self._reports) == 3:
+            (since_done, since), (done, at) = self._reports[1:]
+            self._image_seconds = (at - since) / (done - since_done)
 
     def left_seconds(self) -> float | None:
         """Return the seconds until the job ends; None while nothing of the kind was measured."""
@@ -144,94 +165,84 @@ class TrainingEstimate:
         }
         names = list(parts)
         first = names.index(self._phase) if self._phase in parts else 0
-        left = [parts[name](name == self._phase) for name in names[first:]]
+        left = [parts[name]() for name in names[first:]]
         known = [seconds for seconds in left if seconds is not None]
         return sum(known) if len(known) == len(left) else None
 
-    # -- measuring ---------------------------------------------------------------------------
-
-    def _measure_images(self) -> None:
-        """Seconds per image, without those of the first batch, which also warms up."""
-        if len(self._reports) == 3:
-            (since_done, since), (done, at) = self._reports[1:]
-            self._image_seconds = (at - since) / (done - since_done)
-
-    def _measure_step(self, done: int, now: float) -> None:
+    def _measure_training(self, done: int, now: float) -> None:
         if not self._reports:
-            self._first_step_seconds = now - self._began
-            self._compared_first = self._plan.compares_first and done == 1
-        elif done == self._reports[-1][0] + 1:
-            seconds = now - self._reports[-1][1]
-            at_epoch_end = self._reports[-1][0] % self._plan.steps_per_epoch == 0
-            (self._epoch_end_seconds if at_epoch_end else self._step_seconds).append(seconds)
+            # Not where an epoch is one step: a resumed one could not be told from a comparison.
+            if done == 0 or (self._plan.steps_per_epoch > 1 and self._ends_epoch(done)):
+                self._compared_step = done
+                self._comparison_seconds.append(now - self._began)
+            return
+        last_done, last_at = self._reports[-1]
+        if done == last_done:
+            self._compared_step = done
+            self._comparison_seconds.append(now - last_at)
+        elif len(self._reports) > 1:  # the first step also warms up
+            self._step_seconds.append(now - last_at)
 
-    def _costs(self) -> tuple[float, float] | None:
-        """Return the seconds of a step and of a comparison."""
+    def _ends_epoch(self, step: int) -> bool:
+        return step % self._plan.steps_per_epoch == 0
+
+    def _done(self, phase: str) -> int:
+        return self._reports[-1][0] if self._reports and self._phase == phase else 0
+
+    def _forward_seconds(self) -> float | None:
+        """Seconds of one image through the network that learns; not those of the frozen engine."""
         plan = self._plan
-        step_images = plan.forwards_per_step * plan.images_per_step
-        image = self._image_seconds
+        if self._comparison_seconds and plan.compared_images:
+            return _mean(self._comparison_seconds) / plan.compared_images
         if self._step_seconds:
-            step = sum(self._step_seconds) / len(self._step_seconds)
-            image = step / step_images if image is None else image
-        elif self._first_step_seconds is not None:
-            compared = plan.compared_images * self._compared_first
-            image = self._first_step_seconds / (step_images + compared)
-            step = image * step_images
-        elif image is not None:
-            step = image * step_images
-        else:
-            return None
-        return step, self._comparison_seconds(step, image)
-
-    def _comparison_seconds(self, step_seconds: float, image_seconds: float) -> float:
-        with_step = list(self._epoch_end_seconds)
-        if not with_step and self._step_seconds and self._compared_first:
-            assert self._first_step_seconds is not None
-            with_step = [self._first_step_seconds]
-        if not with_step:
-            return self._plan.compared_images * image_seconds
-        return max(0.0, sum(with_step) / len(with_step) - step_seconds)
+            images = plan.images_per_step * plan.forwards_per_step
+            return _mean(self._step_seconds) / images
+        if self._image_seconds is not None and plan.is_mostly_features:
+            return _LEARNING_PER_FROZEN * self._image_seconds
+        return None
 
     # -- what is left of each phase ----------------------------------------------------------
 
-    def _features_left(self, is_now: bool) -> float | None:
-        if self._image_seconds is None:
-            done = is_now and bool(self._reports) and self._reports[-1][0] == self._total
-            return 0.0 if done else None
-        left = self._plan.images - (self._reports[-1][0] if is_now and self._reports else 0)
-        return left * self._image_seconds
+    def _features_left(self) -> float | None:
+        left = self._plan.images - self._done("features")
+        if left == 0:
+            return 0.0
+        return None if self._image_seconds is None else left * self._image_seconds
 
-    def _head_left(self, is_now: bool) -> float | None:
-        if is_now and self._reports and self._total and self._reports[-1][0] > 0:
-            done, at = self._reports[-1]
-            return (at - self._began) / done * (self._total - done)
+    def _head_left(self) -> float | None:
+        done = self._done("head")
+        if self._total and done:
+            return (self._reports[-1][1] - self._began) / done * (self._total - done)
         if self._image_seconds is None:
             return None
         return self._plan.images * self._image_seconds * _HEAD_PER_FEATURES
 
-    def _train_left(self, is_now: bool) -> float | None:
-        plan = self._plan
+    def _train_left(self) -> float | None:
+        plan, forward_seconds = self._plan, self._forward_seconds()
         if plan.steps == 0:
             return 0.0
-        costs = self._costs()
-        if costs is None:
+        if forward_seconds is None:
             return None
-        done = self._reports[-1][0] if is_now and self._reports else 0
-        return (plan.steps - done) * costs[0] + plan.comparisons_left(done) * costs[1]
+        step_seconds = forward_seconds * plan.images_per_step * plan.forwards_per_step
+        if len(self._step_seconds) >= _ENOUGH_STEPS:
+            step_seconds = _mean(self._step_seconds)
+        elif self._step_seconds:  # one that something else slowed down must not decide alone
+            step_seconds = _mean([step_seconds, *self._step_seconds])
+        comparison_seconds = forward_seconds * plan.compared_images
+        done = self._done("train")
+        left = plan.comparisons_left(self._compared_step, done)
+        return (plan.steps - done) * step_seconds + left * comparison_seconds
 
-    def _evaluate_left(self, _is_now: bool) -> float | None:
-        plan = self._plan
-        if plan.steps == 0:
+    def _evaluate_left(self) -> float | None:
+        forward_seconds = self._forward_seconds()
+        if self._plan.steps == 0:
             return 0.0
-        costs = self._costs()
-        if costs is None or plan.compared_images == 0:
-            return None
-        return plan.judged_images * costs[1] / plan.compared_images
+        return None if forward_seconds is None else self._plan.judged_images * forward_seconds
 
-    def _publish_left(self, _is_now: bool) -> float | None:
-        if self._image_seconds is not None:
-            return self._image_seconds * _PUBLISH_FORWARDS
-        costs = self._costs() if self._plan.steps else None
-        if costs is None:
-            return None
-        return costs[0] / self._plan.forwards_per_step
+    def _publish_left(self) -> float | None:
+        seconds = self._forward_seconds() if self._plan.steps else self._image_seconds
+        return None if seconds is None else _PUBLISH_FORWARDS * seconds
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)

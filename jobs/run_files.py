@@ -27,7 +27,7 @@ class RunFile:
 
     Args:
         media_type: What is in it.
-        of_attempt: Whether each attempt has its own; the newest one's is meant.
+        of_attempt: Whether each attempt has its own; that of the newest which has one is meant.
         most_bytes: How much of its end is sent; None for all of it.
     """
 
@@ -42,6 +42,7 @@ RUN_FILES: dict[str, RunFile] = {
     PROGRESS_NAME: RunFile("application/x-ndjson", of_attempt=True, most_bytes=_TAIL_BYTES),
     METRICS_NAME: RunFile("application/x-ndjson"),
     EVENTS_NAME: RunFile("application/octet-stream"),
+    "data_report.json": RunFile("application/json", of_attempt=True),
 }
 
 
@@ -71,7 +72,7 @@ def open_run_file(run_folder: Path, attempt: int, name: str) -> Opened | None:
     kind = RUN_FILES.get(name)
     if kind is None:
         return None
-    file = _opened(_path(run_folder, attempt, name))
+    file = _newest(run_folder, attempt, name)
     if file is None:
         return None
     size_bytes = os.fstat(file.fileno()).st_size
@@ -84,15 +85,18 @@ def list_run_files(run_folder: Path, attempt: int) -> dict[str, int]:
     """Return the sizes in bytes, by name, of the files that there are."""
     sizes = {}
     for name in RUN_FILES:
-        file = _opened(_path(run_folder, attempt, name))
+        file = _newest(run_folder, attempt, name)
         if file is not None:
             with file:
                 sizes[name] = os.fstat(file.fileno()).st_size
     return sizes
 
 
-def _path(run_folder: Path, attempt: int, name: str) -> Path:
-    return run_folder / str(attempt) / name if RUN_FILES[name].of_attempt else run_folder / name
+def _newest(run_folder: Path, attempt: int, name: str) -> BinaryIO | None:
+    if not RUN_FILES[name].of_attempt:
+        return _opened(run_folder / name)
+    files = (_opened(run_folder / str(number) / name) for number in range(attempt, 0, -1))
+    return next((file for file in files if file is not None), None)
 
 
 def _opened(path: Path) -> BinaryIO | None:

@@ -49,6 +49,12 @@ class Machine:
             return self
         return replace(self, device=f"cuda:{place % self.gpus}")
 
+    def gpu_at(self, place: int) -> int | None:
+        """Return the number of the GPU of a slot's `place`; None where a CPU trains."""
+        if self.device == "cpu" or self.gpus == 0:
+            return None
+        return int(self.at_place(place).device.partition(":")[2] or 0)
+
     def run_folder(self, job_id: str) -> Path:
         """Return the folder of a job: its attempts and checkpoints."""
         return self.data_folder / "runs" / job_id

@@ -21,14 +21,11 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from jobs import lifecycle, publish
+from jobs.admission import Need
 from jobs.attempt import Attempt
-from jobs.errors import (
-    AttemptDied,
-    AttemptsExhausted,
-    AttemptStalled,
-    LeaseLost,
-)
+from jobs.errors import AttemptDied, AttemptsExhausted, AttemptStalled, LeaseLost
 from jobs.executors.protocol import AttemptKind, AttemptSpec, Executor, Exited, Lost
+from jobs.gate import Admitted, Gate
 from jobs.housekeeping import bound_caches
 from jobs.metrics_files import MetricsFiles
 from jobs.presence import Presence
@@ -36,7 +33,7 @@ from jobs.progress import FILE_NAME as PROGRESS_FILE
 from jobs.progress import read_progress
 from jobs.specs import Machine, remove_scratch, write_spec
 from jobs.states import TERMINAL, JobEvent, JobState
-from jobs.store import datasets, jobs, leases
+from jobs.store import datasets, events, jobs, leases
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
 from models_cache import faults
@@ -76,6 +73,7 @@ class WorkerLimits:
     pause_grace_seconds: float = 30.0
     drain_grace_seconds: float = 8.0  # less than the supervisor's, so that jobs are queued again
     stall_seconds: float = 300.0
+    memory_patience_seconds: float = 60.0  # for memory that other programs hold
     disk_cache_bytes: int = 20 << 30
     fault_limit: int = 3
     #: Attempts in a row without a new checkpoint, whoever's fault: a job that takes its worker or
@@ -111,6 +109,7 @@ class Worker:
         self._machine = machine
         self._presence = presence
         self._limits = limits
+        self._gate = Gate(database, machine, limits.memory_patience_seconds)
         self._attempts: list[Attempt] = []
         self._next_beat = 0.0
         self._next_sweep = 0.0
@@ -169,19 +168,28 @@ class Worker:
             return False
         kinds = SLOT_KINDS[slot]
         with self._database.read() as connection:
-            if not leases.has_claimable(connection, kinds):
-                return False
+            waiting = leases.next_claimable(connection, kinds)
+        if waiting is None:
+            return False
+        asks = slot == "train"
+        admitted = self._gate.ask(waiting, free[0], self._attempts) if asks else Admitted()
+        if admitted is None:
+            return False
         lease_length = timedelta(seconds=self._limits.lease_seconds)
         token = uuid.uuid4().hex
         with self._database.write() as connection:
-            job = leases.claim(connection, kinds, self._presence.worker_id, token, lease_length)
+            worker_id, number = self._presence.worker_id, waiting.number
+            job = leases.claim(connection, kinds, worker_id, token, lease_length, only=number)
+            if job is not None and admitted.warning is not None:
+                warning = {"code": "memory-short", "message": admitted.warning}
+                events.append(connection, job.id, [("warning", warning)])
         if job is None:
             return False
         faults.reach("worker.after_claim")
-        self._begin(job, slot, free[0], Lease(job.id, token))
+        self._begin(job, slot, free[0], Lease(job.id, token), admitted.need)
         return True
 
-    def _begin(self, job: Job, slot: str, place: int, lease: Lease) -> None:
+    def _begin(self, job: Job, slot: str, place: int, lease: Lease, need: Need) -> None:
         in_a_row = job.attempt - job.checkpoint_attempt - 1
         if in_a_row >= self._limits.attempt_limit:
             self._fail(job, lease, AttemptsExhausted(in_a_row, "the loss of what ran it"))
@@ -208,7 +216,7 @@ class Worker:
                 lifecycle.move(connection, job, JobEvent.LOSE, lease=lease, changes=changes)
             return
         figures = MetricsFiles(machine.run_folder(job.id), job.attempt)
-        self._attempts.append(Attempt(job, slot, place, lease, handle, folder, figures))
+        self._attempts.append(Attempt(job, slot, place, lease, handle, folder, figures, need))
 
     # -- attending ---------------------------------------------------------------------------
 

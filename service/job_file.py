@@ -21,6 +21,7 @@ from jobs.errors import RecipeInvalid
 from jobs.recipes import RECIPES
 from service.errors import JobFileInvalid, JsonMalformed, ValidationFailed
 from service.json_body import MAX_JSON_BYTES, parse_json
+from service.race_schemas import RaceParameters, race_parameters
 from service.recipe_schemas import check_parameters, parameters_model
 from service.schemas import JobRequest
 
@@ -107,10 +108,7 @@ class JobFile:
         except ValidationError as error:
             invalid = ValidationFailed.of(error.errors(include_url=False, include_input=False))
             yield from _described(invalid, list(JobRequest.model_fields))
-        recipe = given.get("recipe", JobRequest.model_fields["recipe"].default)
-        parameters = given.get("parameters", {})
-        if isinstance(recipe, str) and isinstance(parameters, dict):
-            yield from _parameter_faults(recipe, parameters)
+        yield from _parameter_faults(given)
 
 
 def read_job_file(path: Path) -> JobFile:
@@ -198,11 +196,21 @@ def _refuse_aliases(text: str) -> None:
             raise yaml.YAMLError(f"line {line}: the alias *{event.anchor} is not accepted")
 
 
-def _parameter_faults(recipe: str, parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _parameter_faults(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    given_types = (given.get("recipe", ""), str), (given.get("parameters", {}), dict)
+    if not all(isinstance(value, kind) for value, kind in given_types):
+        return  # told already
+    # Without checks: they have been made, and what is wrong elsewhere does not matter here.
+    request = JobRequest.model_construct(set(given), **given)
+    known = list(RaceParameters.model_fields)
     try:
-        check_parameters(recipe, parameters)
+        if request.type == "race":
+            race_parameters(request)
+            return
+        known = list(parameters_model(request.recipe).model_fields)
+        check_parameters(request.recipe, request.parameters)
     except ValidationFailed as error:
-        yield from _described(error, list(parameters_model(recipe).model_fields))
+        yield from _described(error, known)
     except RecipeInvalid:
         yield "/recipe", f"unknown; there are {', '.join(RECIPES)}"
 

@@ -42,11 +42,7 @@ def race_spec(catalogue: Catalogue, vault: WeightsVault, body: JobRequest) -> di
         BackboneUnknown: No such architecture.
         WeightsUnknown, WeightsUnusable: The architecture has no such weights.
     """
-    for name in _FOREIGN:
-        if name in body.model_fields_set:
-            message = "a race takes `parameters.backbones` and publishes no model"
-            raise ValidationFailed.one(f"/{name}", "not-of-a-race", message)
-    parameters = _parameters(body.parameters)
+    parameters = race_parameters(body)
     names = parameters.backbones
     if names == "downloaded":
         entrants = _downloaded(catalogue, vault)
@@ -62,9 +58,18 @@ def race_spec(catalogue: Catalogue, vault: WeightsVault, body: JobRequest) -> di
     return {**spec, "parameters": parameters.model_dump(mode="json"), "entrants": entrants}
 
 
-def _parameters(values: dict[str, Any]) -> RaceParameters:
+def race_parameters(body: JobRequest) -> RaceParameters:
+    """Return the parameters of a race, with what can be said without the catalogue.
+
+    Raises:
+        ValidationFailed: A parameter is unknown or out of bounds, or a field belongs to other jobs.
+    """
+    for name in _FOREIGN:
+        if name in body.model_fields_set:
+            message = "a race takes `parameters.backbones` and publishes no model"
+            raise ValidationFailed.one(f"/{name}", "not-of-a-race", message)
     try:
-        return RaceParameters.model_validate(values)
+        return RaceParameters.model_validate(body.parameters)
     except ValidationError as error:
         faults = [
             {**fault, "loc": ("parameters", *fault["loc"][:1])}

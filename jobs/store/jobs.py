@@ -203,6 +203,13 @@ def newest_of_type(connection: Connection, job_type: str, limit: int) -> list[Jo
     return [job_of(row) for row in connection.execute(statement.limit(limit))]
 
 
+def succeeded(connection: Connection, job_type: str, limit: int) -> list[Job]:
+    """Return the newest jobs of a type that succeeded."""
+    done = (jobs.c.type == job_type, jobs.c.status == JobState.SUCCEEDED)
+    rows = connection.execute(select(jobs).where(*done).order_by(jobs.c.number.desc()).limit(limit))
+    return [job_of(row) for row in rows]
+
+
 def transition(
     connection: Connection,
     job_id: str,

@@ -26,21 +26,56 @@ from jobs.store.database import utc_now
 from jobs.store.jobs import Job, Lease, job_of
 from jobs.store.tables import datasets, jobs
 
+#: Phase of a queued job for which a slot, but no memory, is free.
+WAITING_FOR_MEMORY = "waiting-for-memory"
 
-def has_claimable(connection: Connection, types: Collection[str]) -> bool:
-    """Tell, without a lock, whether `claim` would find something."""
-    return connection.scalar(_claimable(types)) is not None
+
+def next_claimable(connection: Connection, types: Collection[str]) -> Job | None:
+    """Return, without a lock, the job that `claim` would take."""
+    number = _claimable(types).scalar_subquery()
+    row = connection.execute(select(jobs).where(jobs.c.number == number)).one_or_none()
+    return None if row is None else job_of(row)
+
+
+def wait_for_memory(connection: Connection, job_id: str, reason: str) -> None:
+    """Say why a queued job does not start although a slot is free."""
+    changed = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.status == JobState.QUEUED)
+        .values(phase=WAITING_FOR_MEMORY)
+    )
+    if changed.rowcount:
+        rows = [("phase", {"phase": WAITING_FOR_MEMORY}), ("log", {"message": reason})]
+        events.append(connection, job_id, rows)
 
 
 def claim(
-    connection: Connection, types: Collection[str], worker_id: str, token: str, lease: timedelta
+    connection: Connection,
+    types: Collection[str],
+    worker_id: str,
+    token: str,
+    lease: timedelta,
+    *,
+    only: int | None = None,
 ) -> Job | None:
-    """Take the most urgent claimable job of `types`: one statement, so that two cannot."""
+    """Take the most urgent claimable job of `types`: one statement, so that two cannot.
+
+    Args:
+        connection: In a writing transaction.
+        types: Which types of jobs.
+        worker_id: Who takes it.
+        token: Of the new lease.
+        lease: How long it holds.
+        only: Number of the job that may be taken, where another would not do.
+    """
     now = utc_now()
+    most_urgent = _claimable(types)
+    if only is not None:
+        most_urgent = most_urgent.where(jobs.c.number == only)
     row = connection.execute(
         update(jobs)
         .where(
-            jobs.c.number == _claimable(types).with_for_update(skip_locked=True).scalar_subquery(),
+            jobs.c.number == most_urgent.with_for_update(skip_locked=True).scalar_subquery(),
             jobs.c.status == JobState.QUEUED,
         )
         .values(
@@ -51,6 +86,7 @@ def claim(
             lease_until=now + lease,
             started_at=func.coalesce(jobs.c.started_at, _as_text(now)),
             not_before=None,
+            phase=None,
             progress=None,
         )
         .returning(*jobs.c)

@@ -70,8 +70,10 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
         checkpoint = _matching(place.checkpoint, ready)
         if isinstance(ready.recipe, HeadRecipe):
             features = frozen_features(ready)
-            return publish(ready, _head_only(ready, features, _fit(ready, features)))
-        return _whole_network(ready, ready.recipe, checkpoint)
+            result = publish(ready, _head_only(ready, features, _fit(ready, features)))
+        else:
+            result = _whole_network(ready, ready.recipe, checkpoint)
+        return {**result, "resources": place.peak_memory()}
 
 
 def settle(place: Place, backbone: Backbone, data: TrainingData) -> Ready:

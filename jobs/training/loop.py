@@ -209,6 +209,7 @@ def fine_tune(
         if ended and state.compared_step != state.step:
             _compare(state, training)
             around.save(state)
+            around.report.progress("steps", state.step, training.schedule.total_steps)
         if state.step == training.schedule.total_steps or _out_of_patience(state, training):
             break
         if not _train_epoch(state, training):

@@ -14,7 +14,6 @@ from rich.progress import (
     Progress,
     TaskProgressColumn,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 
@@ -224,20 +223,30 @@ def follow_job(graft: Graft, job_id: str) -> Json:
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("queued", total=None)
+        task = progress.add_task("queued", total=None, left="")
         for event in graft.events(job_id):
             data = event.get("data", {})
             if event["event"] == "phase":
-                task = progress.add_task(data["data"]["phase"], total=None)
+                progress.update(task, left="")
+                task = progress.add_task(data["data"]["phase"], total=None, left="")
             elif event["event"] == "progress":
-                progress.update(task, completed=data["done"], total=data["total"])
+                left = _time_left(data["eta_seconds"])
+                progress.update(task, completed=data["done"], total=data["total"], left=left)
     job = graft.job(job_id)
     if job["status"] != "succeeded":
         raise JobFailed(job)
     return job
+
+
+def _time_left(eta_seconds: float | None) -> str:
+    """Return how long the whole job will still take, in words."""
+    if eta_seconds is None:
+        return ""
+    left = f"{eta_seconds:.0f} s" if eta_seconds < 90 else f"{eta_seconds / 60:.0f} min"
+    return f"{left} left"
 
 
 def _print_list(items: list[Json], columns: list[str], as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 
 from service.cli.client_commands import Url, follow_job, upload_with_bar
 from service.cli.folder_archive import zipped
-from service.client import DEFAULT_URL, Graft
+from service.client import DEFAULT_URL, Graft, Json
 from service.job_file import SUFFIXES, JobFile, read_job_file, value_of
 
 
@@ -39,7 +40,7 @@ def submit(
     follow: Annotated[bool, typer.Option(help="Show progress until the end.")] = True,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Fine-tune a backbone on a data set and serve the result; options win over the job file."""
+    """Run a job: fine-tune and serve, or race; options win over the job file."""
     job_file = _source(source)
     given = {
         "model": model,
@@ -62,12 +63,18 @@ def submit(
         job = graft.submit(**fields)
         print(f"job {job['id']}", file=sys.stderr)
         if follow:
-            job = follow_job(graft, job["id"])
-            result = job["result"]
-            figures = ", ".join(f"{name} {v:.4f}" for name, v in sorted(job["metrics"].items()))
-            print(f"{result['model']} version {result['version']}: {figures}")
-            if "reason" in result:
-                print(result["reason"])
+            _print_end(follow_job(graft, job["id"]))
+
+
+def _print_end(job: Json) -> None:
+    result = job["result"]
+    if job["type"] != "fine_tune":
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in sorted(job["metrics"].items()))
+    print(f"{result['model']} version {result['version']}: {figures}")
+    if "reason" in result:
+        print(result["reason"])
 
 
 def _source(source: str) -> JobFile:

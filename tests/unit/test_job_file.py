@@ -90,6 +90,11 @@ def test_json_is_read_as_well_with_its_lines(tmp_path: Path) -> None:
         ("dataset: ds_1\nseed: !!python/name:os.system x", "tag:yaml.org,2002:python/name"),
         ("dataset: ds_1\nmodel: &a x\nmetadata: {a: *a}", "line 3: the alias *a is not accepted"),
         ("dataset: ds_1\nseed: !!int x", "line 2: 'x' is not of type int"),
+        (
+            "dataset: ds_1\ntype: race\nparameters: {fold: 3}",
+            "line 3: /parameters/fold: unknown; did you mean folds?",
+        ),
+        ("dataset: ds_1\ntype: race\nrecipe: head", "line 3: /recipe: a race takes"),
         ("- ds_1", "not a mapping of fields to values"),
         ("", "not a mapping of fields to values"),
         ("dataset: [", "line"),

@@ -36,6 +36,11 @@ def test_files_of_the_newest_attempt_and_of_the_job_are_listed_and_read(run_fold
     assert content(run_folder, 2, "metrics.jsonl") == b"{}\n"
 
 
+def test_report_of_an_earlier_attempt_is_still_there(run_folder: Path) -> None:
+    (run_folder / "1" / "data_report.json").write_text("{}")
+    assert content(run_folder, 2, "data_report.json") == b"{}"
+
+
 @pytest.mark.parametrize("name", ["spec.json", "../log.txt", "..", "", "1/log.txt", "/etc/passwd"])
 def test_other_names_are_not_opened(run_folder: Path, name: str) -> None:
     assert open_run_file(run_folder, 2, name) is None
@@ -45,6 +50,7 @@ def test_links_pipes_and_folders_are_not_opened(run_folder: Path) -> None:
     secret = run_folder.parent / "secret"
     secret.write_text("secret")
     (run_folder / "2" / "log.txt").unlink()
+    (run_folder / "1" / "log.txt").unlink()
     (run_folder / "2" / "log.txt").symlink_to(secret)
     os.mkfifo(run_folder / "2" / "progress.jsonl")
     (run_folder / "metrics.jsonl").unlink()

@@ -1,0 +1,119 @@
+"""Whether the memory that is free lets a training start beside what runs.
+
+Trainings of several slots share a host and perhaps a GPU. One that would not fit beside the others
+waits in the queue, those behind it too: they could keep it waiting for ever. One that can never
+fit starts once nothing of ours runs, with a warning, since an estimate may be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from jobs.memory import Memory
+
+_MIB = 1 << 20
+_PROCESS_BYTES = 700 * _MIB  # torch and its libraries, in a forked child
+_CONTEXT_BYTES = 600 * _MIB  # of CUDA and its libraries, on the GPU
+_BYTES_PER_NUMBER = 4
+_COPIES_TRAINED = 6  # values, gradients, two moments of AdamW, the best ones, one being saved
+_COPIES_FROZEN = 2
+# At 224 px: mobilenet_v2 67, resnet50 88 MiB are kept for the backward pass of one image.
+_IMAGE_TRAINED_BYTES = 100 * _MIB
+_IMAGE_FROZEN_BYTES = 16 * _MIB
+_UNKNOWN_PARAMETERS = 50_000_000
+_DEFAULT_BATCH = 32  # of every recipe
+_MARGIN = 1.1  # on what earlier jobs took
+_REMEMBERED = 3  # newest jobs of the same kind whose peaks count
+
+
+@dataclass(frozen=True)
+class Need:
+    """The memory that a training takes at its peak.
+
+    Args:
+        host_bytes: Of the host.
+        device_bytes: Of its GPU; 0 on a CPU.
+        measured: Whether earlier jobs of the kind took that, or it is estimated.
+    """
+
+    host_bytes: int
+    device_bytes: int
+    measured: bool = False
+
+
+class Verdict(Enum):
+    """What becomes of a job that is next in the queue."""
+
+    START = "start"
+    #: It does not fit, and nothing that we could wait for would change that.
+    START_ALONE = "start-alone"
+    #: It would fit if less ran, or if other programs took less.
+    WAIT = "wait"
+
+
+def judge(need_bytes: int, memory: Memory | None, running_bytes: Sequence[int]) -> Verdict:
+    """Decide over one kind of memory.
+
+    Args:
+        need_bytes: What the job takes at its peak.
+        memory: What there is; None if unknown, which stops nobody.
+        running_bytes: What our running trainings there take at their peaks; they may not have
+            reached them yet.
+    """
+    if memory is None or need_bytes == 0:
+        return Verdict.START
+    fits_beside = need_bytes + sum(running_bytes) <= memory.total_bytes
+    if fits_beside and need_bytes <= memory.available_bytes:
+        return Verdict.START
+    if running_bytes or need_bytes <= memory.total_bytes:
+        return Verdict.WAIT
+    return Verdict.START_ALONE
+
+
+def kind_of(spec: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what jobs of about the same peak have in common."""
+    parameters = spec.get("parameters", {})
+    chosen = (parameters.get("batch_size"), parameters.get("tune"))
+    return (str(spec.get("backbone")), spec.get("recipe"), *chosen)
+
+
+def need_of(
+    spec: Mapping[str, Any],
+    earlier: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    parameters: int | None,
+    on_gpu: bool,
+) -> Need:
+    """Return the peak of a job: as earlier jobs of its kind had it, or else a rough estimate.
+
+    Args:
+        spec: Of the job.
+        earlier: Specs and resources of jobs that succeeded, newest first.
+        parameters: How many the network has; None if unknown.
+        on_gpu: Whether it computes on a GPU.
+    """
+    alike = [resources for other, resources in earlier if kind_of(other) == kind_of(spec)]
+    peaks = [_peak(resources) for resources in alike if "peak_memory_bytes" in resources]
+    peaks = [peak for peak in peaks if (peak.device_bytes > 0) == on_gpu][:_REMEMBERED]
+    if peaks:
+        host_bytes = int(_MARGIN * max(peak.host_bytes for peak in peaks))
+        device_bytes = int(_MARGIN * max(peak.device_bytes for peak in peaks))
+        return Need(host_bytes, device_bytes, measured=True)
+    return _estimated(spec, parameters or _UNKNOWN_PARAMETERS, on_gpu)
+
+
+def _peak(resources: Mapping[str, Any]) -> Need:
+    return Need(resources["peak_memory_bytes"], resources.get("peak_device_memory_bytes") or 0)
+
+
+def _estimated(spec: Mapping[str, Any], parameters: int, on_gpu: bool) -> Need:
+    trained = spec.get("recipe", "head") != "head"
+    copies = _COPIES_TRAINED if trained else _COPIES_FROZEN
+    image_bytes = _IMAGE_TRAINED_BYTES if trained else _IMAGE_FROZEN_BYTES
+    batch_size = spec.get("parameters", {}).get("batch_size", _DEFAULT_BATCH)
+    network_bytes = parameters * _BYTES_PER_NUMBER * copies + batch_size * image_bytes
+    if on_gpu:
+        return Need(2 * _PROCESS_BYTES, _CONTEXT_BYTES + network_bytes)
+    return Need(_PROCESS_BYTES + network_bytes, 0)

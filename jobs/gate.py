@@ -1,0 +1,129 @@
+"""Asked by the worker before each training: does it fit, and if not, does waiting help?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jobs.admission import Need, Verdict, judge, need_of
+from jobs.attempt import Attempt
+from jobs.memory import Memory, gpu_memory, host_memory
+from jobs.specs import Machine
+from jobs.store import jobs, leases
+from jobs.store.database import Database
+from jobs.store.jobs import Job
+from models_cache.catalogue import Catalogue
+from models_cache.errors import GraftError
+
+_LOOK_SECONDS = 0.5  # between two looks at the memory for the same waiting job
+_EARLIER_JOBS = 100
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """Leave to start.
+
+    Args:
+        need: The memory the job will take.
+        warning: What the user should know; None if all is well.
+    """
+
+    need: Need = Need(0, 0)  # noqa: RUF009 - frozen
+    warning: str | None = None
+
+
+class Gate:
+    """Lets trainings start whose memory is free; one waits at a time, the next in the queue.
+
+    Args:
+        database: Where earlier jobs, and what is said about waiting, stand.
+        machine: Where trainings run.
+        patience_seconds: How long to wait for memory that other programs hold.
+        host: Reads the host's memory.
+        gpu: Reads the memory of the GPU of a number.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        machine: Machine,
+        patience_seconds: float,
+        host: Callable[[], Memory | None] = host_memory,
+        gpu: Callable[[int], Memory | None] = gpu_memory,
+    ) -> None:
+        self._database = database
+        self._machine = machine
+        self._patience_seconds = patience_seconds
+        self._host, self._gpu = host, gpu
+        self._catalogue: Catalogue | None = None
+        self._waiting: str | None = None
+        self._waiting_since = 0.0
+        self._next_look = 0.0
+
+    def ask(self, job: Job, place: int, attempts: Sequence[Attempt]) -> Admitted | None:
+        """Return leave to start a training, or None while it has to wait.
+
+        Args:
+            job: The next of the queue.
+            place: The slot's place, which says the GPU.
+            attempts: What this worker runs.
+        """
+        now = time.monotonic()
+        if job.id == self._waiting and now < self._next_look:
+            return None
+        gpu = self._machine.gpu_at(place)
+        need = self._need(job, on_gpu=gpu is not None)
+        trainings = [attempt for attempt in attempts if attempt.slot == "train"]
+        beside = [a.need for a in trainings if self._machine.gpu_at(a.place) == gpu]
+        host, device = self._host(), None if gpu is None else self._gpu(gpu)
+        verdicts = {
+            judge(need.host_bytes, host, [attempt.need.host_bytes for attempt in trainings]),
+            judge(need.device_bytes, device, [other.device_bytes for other in beside]),
+        }
+        if Verdict.WAIT in verdicts and (trainings or not self._is_tired(job, now)):
+            self._wait(job, _sentence(need, host, device, len(trainings)), now)
+            return None
+        self._waiting = None
+        fits = verdicts == {Verdict.START}
+        return Admitted(need, None if fits else _sentence(need, host, device, len(trainings)))
+
+    def _need(self, job: Job, *, on_gpu: bool) -> Need:
+        with self._database.read() as connection:
+            earlier = jobs.succeeded(connection, job.type, _EARLIER_JOBS)
+        pairs = [(other.spec, other.resources) for other in earlier]
+        return need_of(job.spec, pairs, self._parameters(str(job.spec.get("backbone"))), on_gpu)
+
+    def _parameters(self, architecture: str) -> int | None:
+        if self._catalogue is None:
+            self._catalogue = Catalogue.load()
+        try:
+            return self._catalogue.backbone(architecture).parameters
+        except GraftError:  # the attempt says so better
+            return None
+
+    def _is_tired(self, job: Job, now: float) -> bool:
+        return job.id == self._waiting and now - self._waiting_since > self._patience_seconds
+
+    def _wait(self, job: Job, sentence: str, now: float) -> None:
+        if job.id != self._waiting:
+            self._waiting, self._waiting_since = job.id, now
+            with self._database.write() as connection:
+                leases.wait_for_memory(connection, job.id, sentence)
+        self._next_look = now + _LOOK_SECONDS
+
+
+def _sentence(need: Need, host: Memory | None, device: Memory | None, running: int) -> str:
+    source = "as earlier jobs of its kind did" if need.measured else "by a rough estimate"
+    parts = [f"it takes {need.host_bytes / _GIB:.1f} GiB of memory{_of(host)}"]
+    if need.device_bytes:
+        parts.append(f"{need.device_bytes / _GIB:.1f} GiB of the GPU{_of(device)}")
+    return f"{' and '.join(parts)}, {source}; trainings that run: {running}"
+
+
+def _of(memory: Memory | None) -> str:
+    if memory is None:
+        return ""
+    free, total = memory.available_bytes / _GIB, memory.total_bytes / _GIB
+    return f" ({free:.1f} of {total:.1f} GiB are free)"

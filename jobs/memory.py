@@ -1,0 +1,98 @@
+"""How much memory this host, or a GPU, has and how much of it is free; found without torch."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+_MIB = 1 << 20
+_NVIDIA_SMI = (
+    "nvidia-smi",
+    "--query-gpu=memory.total,memory.free",
+    "--format=csv,noheader,nounits",
+)
+_NVIDIA_SMI_SECONDS = 5.0
+_NO_LIMIT_BYTES = 1 << 60  # control groups of version 1 say a number like this for "none"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of a host or of one GPU.
+
+    Args:
+        total_bytes: All that processes of ours may ever have.
+        available_bytes: What could be had now.
+    """
+
+    total_bytes: int
+    available_bytes: int
+
+
+def host_memory(
+    proc: Path = Path("/proc"), control_groups: Path = Path("/sys/fs/cgroup")
+) -> Memory | None:
+    """Return the memory of this host within the limits of our control groups; None if unknown."""
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+        kib = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)}
+        total_bytes, available_bytes = kib["MemTotal"] << 10, kib["MemAvailable"] << 10
+        for folder in _control_groups_of_us(proc, control_groups):
+            limit_bytes, used_bytes = _limit_of(folder)
+            total_bytes = min(total_bytes, limit_bytes)
+            available_bytes = min(available_bytes, max(0, limit_bytes - used_bytes))
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    return Memory(total_bytes, available_bytes)
+
+
+def gpu_memory(index: int) -> Memory | None:
+    """Return the memory of a GPU as the driver tells; None if it cannot be asked."""
+    try:
+        ended = subprocess.run(  # noqa: S603 - a fixed command
+            _NVIDIA_SMI, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True
+        )
+        return parse_gpus(ended.stdout)[index]
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def parse_gpus(text: str) -> list[Memory]:
+    """Return what `nvidia-smi` printed, a line of MiB per GPU.
+
+    Raises:
+        ValueError: It is not such lines.
+    """
+    rows = [[int(cell) * _MIB for cell in line.split(",")] for line in text.splitlines()]
+    return [Memory(total_bytes, free_bytes) for total_bytes, free_bytes in rows]
+
+
+def _control_groups_of_us(proc: Path, root: Path) -> list[Path]:
+    """Return the folders of the groups that limit us, from ours to the outermost."""
+    folders = []
+    for line in (proc / "self" / "cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top = root / controllers
+            ours = top / path.lstrip("/")
+            folders += [f for f in (ours, *ours.parents) if f == top or top in f.parents]
+    return folders
+
+
+def _limit_of(folder: Path) -> tuple[int, int]:
+    """Return limit and use of a group, files that can be dropped not counted, in bytes."""
+    for limit_name, used_name in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        if not (folder / limit_name).exists():
+            continue
+        limit = (folder / limit_name).read_text().strip()
+        if limit == "max" or int(limit) >= _NO_LIMIT_BYTES:
+            break
+        statistics = dict(
+            line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines()
+        )
+        droppable = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
+        return int(limit), max(0, int((folder / used_name).read_text()) - droppable)
+    return _NO_LIMIT_BYTES, 0
