@@ -7,6 +7,8 @@ from typing import Any
 
 from models_cache.decode import ImageLimits
 
+ARRAY_SUFFIX = ".npy"  # of a file that may be as large as all images together, since it holds them
+
 _MIB = 1 << 20
 _GIB = 1 << 30
 
