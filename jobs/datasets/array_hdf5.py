@@ -3,7 +3,7 @@
 The format can name other files in five ways (external raw storage, external links, virtual
 datasets, filter plugins, drivers), and the library follows them all: a dataset of a few bytes
 returns what any file of this machine holds. Each is refused before anything is read. The library
-is C code on strangers' bytes, so only the limited ingest child may call this module.
+is C code on strangers' bytes, so only `array_hdf5_process` may call this module.
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ def _members(file: Hdf5File) -> list[str]:
     with _damage("the file"):
         if len(file) > _MAX_MEMBERS:
             raise TooManyEntries(_MAX_MEMBERS)
-        return list(file)
+        names = list(file)
+    if not all(isinstance(name, str) for name in names):  # as h5py gives those of damaged groups
+        raise CorruptArchive("the file", "a name in it is none")
+    return names
 
 
 def _stored_here(h5py: ModuleType, file: Hdf5File, name: str) -> Dataset:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jobs.datasets.archive import kind_of
 from jobs.datasets.archive_zip import walk_zip
-from jobs.datasets.array_hdf5 import open_hdf5
+from jobs.datasets.array_hdf5_process import open_hdf5_apart
 from jobs.datasets.array_npz import is_npz, open_npz
 from jobs.datasets.array_rules import ArrayFile, Pixels, labels_of
 from jobs.datasets.layout import Label
@@ -39,7 +39,7 @@ def array_reader(path: Path, limits: IngestLimits) -> OpenArrays | None:
     with path.open("rb") as file:
         kind = kind_of(file)
         if kind == "hdf5":
-            return open_hdf5
+            return open_hdf5_apart
         return open_npz if kind == "zip" and is_npz(walk_zip(file, limits)) else None
 
 
