@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import httpx2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from models_cache.decode import center_crop, resize_shorter_side
 from service.client import Graft, GraftProblem
 from tests.acceptance.running import RunningService
+from tests.arrays import npz_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 
@@ -24,7 +25,7 @@ _BAR = 0.88  # val accuracy of a squeezenet1_1 head; that of the original files 
 
 
 @pytest.fixture(scope="module")
-def arrays(shared: Path) -> dict[str, NDArray[np.generic]]:
+def arrays(shared: Path) -> dict[str, Any]:
     """Ants and bees as uint8 `[397, 224, 224, 3]`, with labels and splits as texts."""
     images, labels, splits = [], [], []
     with zipfile.ZipFile(shared / "data" / "hymenoptera.zip") as archive:
@@ -43,12 +44,11 @@ def arrays(shared: Path) -> dict[str, NDArray[np.generic]]:
 
 @pytest.mark.parametrize("kind", ["npz", "h5"])
 def test_a_head_learns_from_arrays(
-    graft: Graft, tmp_path: Path, arrays: dict[str, NDArray[np.generic]], kind: str
+    graft: Graft, tmp_path: Path, arrays: dict[str, Any], kind: str
 ) -> None:
     path = tmp_path / "insects.bin"  # the name says nothing
     if kind == "npz":
-        with path.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)
+        path.write_bytes(npz_bytes(**arrays))
     else:
         with h5py.File(path, "w") as file:
             file.create_dataset("images", data=arrays["images"], compression="lzf", chunks=True)
