@@ -109,7 +109,7 @@ class Graft:
         report: Report | None = None,
         idempotency_key: str | None = None,
     ) -> Json:
-        """Upload a zip, tar or tar.gz of labelled images; returns while it is being checked.
+        """Upload labelled images (zip, tar, tar.gz, npz, HDF5); returns while it is being checked.
 
         Args:
             archive: The file.

@@ -1,5 +1,7 @@
 """The one reader of uploaded archives: zip, tar and tar.gz, told apart by their first bytes.
 
+HDF5 files are told apart here as well, and read in `array_unpack`.
+
 Nothing is ever extracted to a path that the archive names. `quick_check` is what an upload has to
 pass while its sender waits; `read_archive` checks everything again and gives the content.
 """
@@ -19,20 +21,20 @@ from jobs.datasets.archive_zip_end import has_end_record
 from jobs.datasets.errors import AmbiguousArchive, ArchiveTypeUnknown, EmptyDataset
 from jobs.datasets.limits import IngestLimits
 
-Kind = Literal["zip", "tar", "tar.gz"]
+Kind = Literal["zip", "tar", "tar.gz", "hdf5"]
 
 # Of a tar; each bound is under a second of one core at its worst: headers and nothing else, and
 # deflate blocks that hold nothing.
 _QUICK = Budget(unpacked_bytes=48 << 20, packed_bytes=12 << 20)
 _GZIP_MAGIC = b"\x1f\x8b\x08"
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _KNOWN_MAGICS = (
     (b"BZh", "a bzip2 file"),
     (b"\xfd7zXZ\x00", "an xz file"),
     (b"\x28\xb5\x2f\xfd", "a zstd file"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (b"Rar!\x1a\x07", "a rar archive"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-    (b"\x93NUMPY", "a NumPy file"),
+    (b"\x93NUMPY", "a single NumPy array"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"\x89PNG", "a PNG image"),
     (b"%PDF", "a PDF document"),
@@ -68,6 +70,8 @@ def kind_of(file: BinaryIO) -> Kind:
         return "tar.gz"
     if is_header(start):
         return "tar"
+    if start.startswith(_HDF5_MAGIC):
+        return "hdf5"
     if has_end_record(file):
         raise AmbiguousArchive("it is a zip with something else before it")
     found = next((text for magic, text in _KNOWN_MAGICS if start.startswith(magic)), None)
@@ -78,7 +82,8 @@ def quick_check(path: Path, limits: IngestLimits) -> Kind:
     """Check what can be checked of an upload in less than two seconds.
 
     A zip's whole structure and every name and size; of a tar the headers within the first
-    48 MiB, or the first 12 MiB of a tar.gz as it was sent. No content is kept.
+    48 MiB, or the first 12 MiB of a tar.gz as it was sent; of an HDF5 file nothing, since only a
+    limited process may parse one. No content is kept.
 
     Args:
         path: The uploaded file.
@@ -94,6 +99,8 @@ def quick_check(path: Path, limits: IngestLimits) -> Kind:
     """
     with path.open("rb") as file:
         kind = kind_of(file)
+        if kind == "hdf5":
+            return kind
         if kind == "zip":
             if not walk_zip(file, limits):
                 raise EmptyDataset(0)
@@ -124,6 +131,8 @@ def read_archive(
     """
     with path.open("rb") as file:
         kind = kind_of(file)
+        if kind == "hdf5":
+            raise ArchiveTypeUnknown("an HDF5 file")
         if kind == "zip":
             for zipped in walk_zip(file, limits):
                 entry = ArchiveEntry(zipped.name, zipped.size_bytes)

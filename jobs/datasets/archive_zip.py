@@ -35,7 +35,7 @@ from jobs.datasets.errors import (
     OverlappingEntries,
     printable,
 )
-from jobs.datasets.limits import IngestLimits
+from jobs.datasets.limits import ARRAY_SUFFIX, IngestLimits
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _LOCAL_MAGIC, _DESCRIPTOR_MAGIC = b"PK\x03\x04", b"PK\x07\x08"
@@ -150,7 +150,7 @@ def _check_sizes(entries: list[CentralEntry], directory: Directory, limits: Inge
         suspicious = entry.size_bytes > limits.ratio_free_bytes
         if suspicious and entry.size_bytes > limits.max_ratio * entry.packed_bytes:
             raise ArchiveBomb(printable(entry.name), limits.max_ratio)
-        if entry.size_bytes > limits.max_entry_bytes:
+        if entry.size_bytes > limits.max_entry_bytes and not entry.name.endswith(ARRAY_SUFFIX):
             raise EntryTooLarge(printable(entry.name), limits.max_entry_bytes)
     if total_bytes > max(limits.ratio_free_bytes, limits.max_ratio * directory.archive_bytes):
         raise ArchiveBomb("the archive", limits.max_ratio)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -23,6 +24,17 @@ def limit_ingest(
     _lower(resource.RLIMIT_CPU, cpu_seconds)
     _lower(resource.RLIMIT_FSIZE, file_bytes)
     _lower(resource.RLIMIT_NOFILE, open_files)
+
+
+def allow_cpu(seconds: int) -> None:
+    """Have the kernel end this process when what follows takes more processor time.
+
+    The soft limit counts from the start of the process, so it is moved before each piece of work.
+    """
+    times = os.times()
+    used = int(times.user + times.system) + 1
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, hard))
 
 
 def _lower(what: int, value: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import struct
 import sys
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jobs.datasets.confine import limit_memory
+from jobs.datasets.confine import allow_cpu, limit_memory
 from jobs.processes import die_with_parent
 from models_cache import faults
 from models_cache.decode import ImageLimits, Pixels, decode_rgb, read_header, resize_shorter_side
@@ -75,7 +74,7 @@ def main(argument: str) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while (request := _read_request(requests)) is not None:
-        _allow_cpu(spec.cpu_seconds)
+        allow_cpu(spec.cpu_seconds)
         faults.reach(f"{FAULT_POINT}:{request['index']}")
         answer, pixels = _answer(Path(request["path"]), spec)
         data = json.dumps(answer).encode()
@@ -127,17 +126,6 @@ def _colours(pixels: Pixels) -> tuple[int, float]:
     packed = sample @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
     counts = np.unique(packed, return_counts=True)[1]
     return len(counts), float(counts.max() / counts.sum())
-
-
-def _allow_cpu(seconds: int) -> None:
-    """Have the kernel end this process when the next image takes more processor time.
-
-    The soft limit counts from the start of the process, so it is moved before each image.
-    """
-    times = os.times()
-    used = int(times.user + times.system) + 1
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, hard))
 
 
 if __name__ == "__main__":

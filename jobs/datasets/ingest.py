@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.datasets import findings
+from jobs.datasets.array_unpack import array_reader, unpack_arrays
 from jobs.datasets.checking import Checker
 from jobs.datasets.confine import limit_ingest
 from jobs.datasets.decoding import DecoderPool
@@ -146,18 +147,21 @@ class Ingest:
         archive = self._blobs.local_path(self._spec.archive_sha256)
         folder = self._scratch / "files"
         folder.mkdir(mode=0o700)
-        unpacked = unpack(
-            archive,
-            folder,
-            self._spec.limits,
-            self._report,
-            lambda done_bytes: self._progress.progress("bytes", done_bytes, None),
-        )
+        limits, report = self._spec.limits, self._report
+        open_arrays = array_reader(archive, limits)
+        if open_arrays is None:
+            unpacked = unpack(archive, folder, limits, report, self._advanced)
+        else:
+            opened = open_arrays(archive, limits, self._scratch / "array")
+            unpacked = unpack_arrays(opened, folder, report, self._advanced)
         self._report.count(files=unpacked.files)
         if not unpacked.images:
             raise EmptyDataset(unpacked.files)
         faults.reach("ingest.after_unpack")
         return unpacked
+
+    def _advanced(self, done_bytes: int) -> None:
+        self._progress.progress("bytes", done_bytes, None)
 
     def _decode_again(self, parent: Manifest, checker: Checker) -> None:
         """Decode the parent's images, whose pack is gone: packs are a cache.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.datasets.class_names import check_classes
-from jobs.datasets.layout import find_layout
+from jobs.datasets.layout import Layout, find_layout
 from jobs.datasets.limits import IngestLimits
 from jobs.datasets.manifest import LabelledImage
 from jobs.datasets.report import Report
@@ -26,12 +26,7 @@ def label_images(
     Raises:
         LayoutError: The names, the metadata or the class names cannot be used.
     """
-    layout = find_layout(
-        unpacked.images.keys(),
-        sorted(unpacked.metadata),
-        lambda name: unpacked.metadata[name].path.read_bytes(),
-        limits.max_entries,
-    )
+    layout = _layout(unpacked, limits)
     for name in layout.unlabelled:
         report.ignored(name, "not-in-metadata")
         report.warning(name, "unlabelled-image", "no metadata file names this image")
@@ -49,3 +44,14 @@ def label_images(
         )
         for name, label in sorted(layout.labels.items())
     ]
+
+
+def _layout(unpacked: Unpacked, limits: IngestLimits) -> Layout:
+    if unpacked.labels is not None:
+        return Layout(unpacked.labels)
+    return find_layout(
+        unpacked.images.keys(),
+        sorted(unpacked.metadata),
+        lambda name: unpacked.metadata[name].path.read_bytes(),
+        limits.max_entries,
+    )

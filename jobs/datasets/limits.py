@@ -7,6 +7,8 @@ from typing import Any
 
 from models_cache.decode import ImageLimits
 
+ARRAY_SUFFIX = ".npy"  # of a file that may be as large as all images together, since it holds them
+
 _MIB = 1 << 20
 _GIB = 1 << 30
 
@@ -36,6 +38,7 @@ class IngestLimits:
         decode_cpu_seconds: Processor time for one image.
         decode_wall_seconds: Time for one image on the clock, for what waits instead of computing.
         decoder_memory_bytes: Address space of a decoder, above what it has at its start.
+        array_cpu_seconds: Processor time for opening an HDF5 file, and for each block of images.
         ingest_memory_bytes: Address space of the ingest child, above what it has at its start.
         ingest_cpu_seconds: Processor time of the ingest child, without its decoders.
     """
@@ -60,6 +63,7 @@ class IngestLimits:
     decode_cpu_seconds: int = 10
     decode_wall_seconds: float = 60.0
     decoder_memory_bytes: int = _GIB
+    array_cpu_seconds: int = 60
     ingest_memory_bytes: int = 2 * _GIB
     ingest_cpu_seconds: int = 3600
 

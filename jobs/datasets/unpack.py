@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.datasets.archive import ArchiveEntry, read_archive
-from jobs.datasets.layout import is_image_name, is_junk, is_metadata_name
+from jobs.datasets.layout import Label, is_image_name, is_junk, is_metadata_name
 from jobs.datasets.limits import IngestLimits
 from jobs.datasets.report import Report
 from models_cache.decode import SNIFF_BYTES, sniff_format
@@ -40,11 +40,13 @@ class Unpacked:
         images: Files that are, or promise by their name to be, images; by name.
         metadata: Files that may say labels; by name.
         files: How many files there were at all.
+        labels: By name, where the upload itself says them; None: names and metadata do.
     """
 
     images: dict[str, UnpackedFile] = field(default_factory=dict)
     metadata: dict[str, UnpackedFile] = field(default_factory=dict)
     files: int = 0
+    labels: dict[str, Label] | None = None
 
 
 def unpack(

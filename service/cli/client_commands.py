@@ -68,7 +68,7 @@ def upload(
     name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Upload a zip, tar or tar.gz of labelled images and wait until it is checked."""
+    """Upload labelled images (zip, tar, tar.gz, npz, HDF5) and wait until it is checked."""
     with Graft(url) as graft:
         _print_json(upload_with_bar(graft, archive, name or archive.name.split(".")[0]))
 

@@ -47,6 +47,7 @@ _ARCHIVE_BODY: dict[str, Any] = {
         "required": True,
         "content": {
             "application/zip": {"schema": {"type": "string", "format": "binary"}},
+            "application/x-hdf5": {"schema": {"type": "string", "format": "binary"}},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
@@ -82,7 +83,7 @@ async def create_dataset(
     name: Annotated[str, Query(max_length=255)] = "dataset",
     idempotency_key: IdempotencyKey = None,
 ) -> DatasetBody:
-    """Upload an archive of labelled images: the raw bytes, or multipart field `file`."""
+    """Upload labelled images (zip, tar, npz, HDF5): the raw bytes, or multipart field `file`."""
     name = checked_name(name, "/name")
     return await _accept(request, response, services, _Target(name, None), idempotency_key)
 
