@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jobs.datasets.manifest import TRAIN, VAL, Manifest
 from jobs.errors import FeaturesNotFinite, OutOfMemory
+from jobs.eta import PhaseEstimate
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import frozen_features, settle
 from jobs.training.checkpoint import Checkpoints
@@ -74,6 +75,7 @@ def race(spec: RaceSpec, progress: ProgressWriter, interruption: Interruption) -
         GraftError: A fact that the user can act on.
         StoppedOnRequest: SIGTERM arrived; the next attempt goes on behind the last probe.
     """
+    progress.expect(PhaseEstimate())
     place = Place.of(spec.common, progress, interruption)
     manifest = Manifest.load(place.blobs, spec.common.manifest_sha256)
     judged = Judged.of(manifest, spec.common.parameters["folds"])

@@ -10,6 +10,7 @@ import typer
 
 from service.cli.client_commands import Url, follow_job, upload_with_bar
 from service.cli.folder_archive import zipped
+from service.cli.race_command import print_standings
 from service.client import DEFAULT_URL, Graft
 from service.job_file import SUFFIXES, JobFile, read_job_file, value_of
 
@@ -64,6 +65,9 @@ def submit(
         if follow:
             job = follow_job(graft, job["id"])
             result = job["result"]
+            if job["type"] == "race":
+                print_standings(result)
+                return
             figures = ", ".join(f"{name} {v:.4f}" for name, v in sorted(job["metrics"].items()))
             print(f"{result['model']} version {result['version']}: {figures}")
             if "reason" in result:
