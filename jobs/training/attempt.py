@@ -131,7 +131,7 @@ def _plan(ready: Ready) -> TrainingPlan:
         steps_per_epoch=schedule.steps_per_epoch,
         images_per_step=recipe.batch_size,
         forwards_per_step=1.0 + 2.0 * _learned_part(ready, recipe),
-        compares_first=isinstance(recipe, FinetuneRecipe),
+        compares_first=isinstance(recipe, FinetuneRecipe) and not isinstance(recipe, AutoRecipe),
         compared_images=len(data.held_out),
         judged_images=sum(map(len, ready.judged().values())),
     )

@@ -11,6 +11,7 @@ import typer
 
 from service.cli.client_commands import Url, follow_job, upload_with_bar
 from service.cli.folder_archive import zipped
+from service.cli.race_command import print_standings
 from service.client import DEFAULT_URL, Graft, Json
 from service.job_file import SUFFIXES, JobFile, read_job_file, value_of
 
@@ -68,6 +69,9 @@ def submit(
 
 def _print_end(job: Json) -> None:
     result = job["result"]
+    if job["type"] == "race":
+        print_standings(result)
+        return
     if job["type"] != "fine_tune":
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return
