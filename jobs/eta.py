@@ -7,9 +7,9 @@ A fine-tuning job is weights -> decode -> features -> head -> train -> evaluate 
 says how much each phase has to do; the seconds of one unit are measured in this attempt. Little
 follows from the feature pass about steps, since its engine is another one (a step of mobilenet_v2
 took 7 times the pass of its images on 2 cores): while steps are the larger part of a job, nothing
-is said before training. A comparison shows images to the network that learns, so
-that, until the second step is done, a step is taken for a few such passes: one, and up to two for
-the gradients, fewer where a part of the network is frozen.
+is said before training. A comparison shows images to the network that learns, so that, until the
+second step is done, a step is taken for a few such passes: one, and up to two for the gradients,
+fewer where a part of the network is frozen.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.admission import Need, Verdict, judge, need_of
 from jobs.attempt import Attempt
@@ -16,6 +17,7 @@ from jobs.store.jobs import Job
 from models_cache.catalogue import Catalogue
 from models_cache.errors import GraftError
 
+_SLOT = "train"
 _LOOK_SECONDS = 0.5  # between two looks at the memory for the same waiting job
 _EARLIER_JOBS = 100
 _GIB = 1 << 30
@@ -32,6 +34,13 @@ class Admitted:
 
     need: Need = Need(0, 0)  # noqa: RUF009 - frozen
     warning: str | None = None
+
+    @property
+    def rows(self) -> list[tuple[str, dict[str, Any]]]:
+        """What the job's log says about it."""
+        if self.warning is None:
+            return []
+        return [("warning", {"code": "memory-short", "message": self.warning})]
 
 
 class Gate:
@@ -62,20 +71,23 @@ class Gate:
         self._waiting_since = 0.0
         self._next_look = 0.0
 
-    def ask(self, job: Job, place: int, attempts: Sequence[Attempt]) -> Admitted | None:
-        """Return leave to start a training, or None while it has to wait.
+    def ask(self, job: Job, slot: str, place: int, attempts: Sequence[Attempt]) -> Admitted | None:
+        """Return leave to start a job, or None while it has to wait; only trainings ever have to.
 
         Args:
             job: The next of the queue.
+            slot: The kind of slot that is free.
             place: The slot's place, which says the GPU.
             attempts: What this worker runs.
         """
+        if slot != _SLOT:
+            return Admitted()
         now = time.monotonic()
         if job.id == self._waiting and now < self._next_look:
             return None
         gpu = self._machine.gpu_at(place)
         need = self._need(job, on_gpu=gpu is not None)
-        trainings = [attempt for attempt in attempts if attempt.slot == "train"]
+        trainings = [attempt for attempt in attempts if attempt.slot == _SLOT]
         beside = [a.need for a in trainings if self._machine.gpu_at(a.place) == gpu]
         host, device = self._host(), None if gpu is None else self._gpu(gpu)
         verdicts = {

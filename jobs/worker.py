@@ -25,7 +25,7 @@ from jobs.admission import Need
 from jobs.attempt import Attempt
 from jobs.errors import AttemptDied, AttemptsExhausted, AttemptStalled, LeaseLost
 from jobs.executors.protocol import AttemptKind, AttemptSpec, Executor, Exited, Lost
-from jobs.gate import Admitted, Gate
+from jobs.gate import Gate
 from jobs.housekeeping import bound_caches
 from jobs.metrics_files import MetricsFiles
 from jobs.presence import Presence
@@ -169,20 +169,16 @@ class Worker:
         kinds = SLOT_KINDS[slot]
         with self._database.read() as connection:
             waiting = leases.next_claimable(connection, kinds)
-        if waiting is None:
-            return False
-        asks = slot == "train"
-        admitted = self._gate.ask(waiting, free[0], self._attempts) if asks else Admitted()
-        if admitted is None:
+        admitted = waiting and self._gate.ask(waiting, slot, free[0], self._attempts)
+        if waiting is None or admitted is None:
             return False
         lease_length = timedelta(seconds=self._limits.lease_seconds)
         token = uuid.uuid4().hex
         with self._database.write() as connection:
             worker_id, number = self._presence.worker_id, waiting.number
             job = leases.claim(connection, kinds, worker_id, token, lease_length, only=number)
-            if job is not None and admitted.warning is not None:
-                warning = {"code": "memory-short", "message": admitted.warning}
-                events.append(connection, job.id, [("warning", warning)])
+            if job is not None:
+                events.append(connection, job.id, admitted.rows)
         if job is None:
             return False
         faults.reach("worker.after_claim")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.memory import gpu_memory
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import train
 from jobs.training.interruption import Interruption
@@ -46,7 +47,16 @@ def run(job: TrainingJob) -> Artifact:
     progress = ProgressWriter(job.attempt_folder / FILE_NAME)
     result = train(spec, progress, Interruption(None))
     assert result["metrics"]["val/accuracy_top1"] == 1.0
+    assert result["resources"]["peak_device_memory_bytes"] > 0
     return read_artifact(BlobStore(job.data_folder / "blobs"), result["artifact"]["digest"])
+
+
+def test_driver_tells_the_memory_that_torch_sees(cuda: torch.device) -> None:
+    free_bytes, total_bytes = torch.cuda.mem_get_info(cuda)
+    memory = gpu_memory(0)
+    assert memory is not None
+    assert memory.total_bytes == pytest.approx(total_bytes, rel=0.05)
+    assert memory.available_bytes == pytest.approx(free_bytes, rel=0.05)
 
 
 @pytest.mark.parametrize("recipe", ["head", "finetune"])

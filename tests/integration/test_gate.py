@@ -64,13 +64,13 @@ def test_job_that_does_not_fit_beside_a_running_one_waits_and_says_why(
     room = Room()
     gate = room.gate(database, tmp_path)
     first, second = queue(database, "job_1"), queue(database, "job_2")
-    admitted = gate.ask(first, 0, [])
+    admitted = gate.ask(first, "train", 0, [])
     assert admitted is not None
     assert admitted.warning is None
     beside = [running(first, tmp_path, admitted.need)]
     room.host = Memory(64 * _GIB, _GIB)
-    assert gate.ask(second, 1, beside) is None
-    assert gate.ask(second, 1, beside) is None
+    assert gate.ask(second, "train", 1, beside) is None
+    assert gate.ask(second, "train", 1, beside) is None
     with database.read() as connection:
         assert jobs.get(connection, "job_2").phase == "waiting-for-memory"
         told = events.page(connection, "job_2", 0, 100)
@@ -80,7 +80,7 @@ def test_job_that_does_not_fit_beside_a_running_one_waits_and_says_why(
     )
     room.host = PLENTY
     gate._next_look = 0.0
-    assert gate.ask(second, 1, beside) is not None
+    assert gate.ask(second, "train", 1, beside) is not None
     with database.write() as connection:
         claimed = leases.claim(connection, ("fine_tune",), "w", "t", timedelta(60), only=2)
     assert claimed is not None
@@ -94,9 +94,9 @@ def test_job_that_never_fits_starts_alone_with_a_warning(
     gate = room.gate(database, tmp_path)
     first, second = queue(database, "job_1"), queue(database, "job_2")
     room.host = Memory(_GIB, _GIB)
-    assert gate.ask(second, 1, [running(first, tmp_path, Need(0, 0))]) is None
+    assert gate.ask(second, "train", 1, [running(first, tmp_path, Need(0, 0))]) is None
     gate._next_look = 0.0
-    admitted = gate.ask(second, 1, [])
+    admitted = gate.ask(second, "train", 1, [])
     assert admitted is not None
     assert admitted.warning is not None
     assert "(1.0 of 1.0 GiB are free)" in admitted.warning
@@ -109,9 +109,9 @@ def test_memory_that_other_programs_hold_is_waited_for_and_not_for_ever(
     gate = room.gate(database, tmp_path, patience=0.0)
     job = queue(database, "job_1")
     room.host = Memory(64 * _GIB, _GIB)
-    assert gate.ask(job, 0, []) is None
+    assert gate.ask(job, "train", 0, []) is None
     gate._next_look = 0.0
-    admitted = gate.ask(job, 0, [])
+    admitted = gate.ask(job, "train", 0, [])
     assert admitted is not None
     assert admitted.warning is not None
 
@@ -123,10 +123,10 @@ def test_full_gpu_is_waited_for_although_the_host_has_room(
     gate = room.gate(database, tmp_path, gpus=1)
     first, second = queue(database, "job_1"), queue(database, "job_2")
     room.gpu = Memory(6 * _GIB, 6 * _GIB)
-    admitted = gate.ask(first, 0, [])
+    admitted = gate.ask(first, "train", 0, [])
     assert admitted is not None
     assert admitted.need.device_bytes > 0
-    assert gate.ask(second, 1, [running(first, tmp_path, admitted.need)]) is None
+    assert gate.ask(second, "train", 1, [running(first, tmp_path, admitted.need)]) is None
 
 
 def test_peaks_of_earlier_jobs_are_used(database: Database, tmp_path: Path) -> None:
@@ -140,6 +140,6 @@ def test_peaks_of_earlier_jobs_are_used(database: Database, tmp_path: Path) -> N
         jobs.transition(
             connection, job.id, JobEvent.SUCCEED, lease=Lease(job.id, "t"), changes=changes
         )
-    admitted = gate.ask(queue(database, "job_2"), 0, [])
+    admitted = gate.ask(queue(database, "job_2"), "train", 0, [])
     assert admitted is not None
     assert admitted.need == Need(int(1.1 * _GIB), 0, measured=True)

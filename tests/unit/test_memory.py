@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from jobs.memory import Memory, gpu_memory, host_memory, parse_gpus
+from jobs.memory import Memory, gpu_memory, host_memory
 
 _GIB = 1 << 30
 
@@ -61,13 +59,6 @@ def test_this_host_has_memory() -> None:
     memory = host_memory()
     assert memory is not None
     assert 0 < memory.available_bytes <= memory.total_bytes
-
-
-def test_lines_of_the_driver_are_read_per_gpu() -> None:
-    found = parse_gpus("81559, 80903\n24564, 1024\n")
-    assert found[1] == Memory(24564 << 20, 1024 << 20)
-    with pytest.raises(ValueError, match="invalid literal"):
-        parse_gpus("[N/A], [N/A]\n")
 
 
 def test_gpu_that_is_not_there_is_unknown() -> None:
