@@ -39,7 +39,7 @@ from models_cache.durable import sha256_of_file
 from models_cache.errors import InferenceAddressInvalid, ModelUnhealthy
 from models_cache.features import FOLDED, choose_engine, normalised
 from models_cache.inference import InferenceApp, InferenceConfig
-from models_cache.predictor import Predictor, QueuedImage
+from models_cache.predictor import ImageOutput, Predictor, QueuedImage
 from models_cache.preprocessing import Preprocessing
 
 DEADLINE_SECONDS = 60
@@ -298,9 +298,9 @@ def test_a_model_with_outputs_that_are_not_finite_does_not_spoil_the_batch(folde
     first, failed, last = predictor.forward(healthy.backbone_key, images)
     assert isinstance(failed, ModelUnhealthy)
     assert failed.digest == sick.head.artifact.digest
-    assert isinstance(first, torch.Tensor)
-    assert isinstance(last, torch.Tensor)
-    torch.testing.assert_close(first, last)
+    assert isinstance(first, ImageOutput)
+    assert isinstance(last, ImageOutput)
+    torch.testing.assert_close(first.scores, last.scores)
 
 
 def test_a_whole_artifact_has_its_own_backbone_and_the_same_answers(

@@ -167,7 +167,7 @@ def test_a_missing_file_is_named(blobs: BlobStore, classifier: Classifier) -> No
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 3},
         {"task": "detection"},
         {"kind": "half"},
         {"classes": []},
