@@ -39,16 +39,17 @@ def _confusion(evaluation: dict[str, Any]) -> Drawing:
     shown = _most_confused(matrix)
     cell = 56 if len(shown) <= 6 else 26
     margin = 12 + 7 * max(len(_short(names[i])) for i in shown)
-    side = cell * len(shown)
-    width, height = max(margin + side + 24, 300), _TOP_PX + side + margin + 24
+    side, top_px = cell * len(shown), _TOP_PX + 16
+    width, height = max(margin + side + 24, 420), top_px + side + margin
     title = f"Confusion on {evaluation['split']}, {evaluation['images']} images"
     drawing = Drawing(width, height, title)
     drawing.text(16, 22, title)
+    words = "Rows: true class. Columns: predicted."
     if len(shown) < len(names):
-        words = f"{len(shown)} of {len(names)} classes, those with the most errors"
-        drawing.text(16, 38, words)
+        words += f" {len(shown)} of {len(names)} classes, those with the most errors."
+    drawing.text(16, 40, words)
     for y, true in enumerate(shown):
-        top, support = _TOP_PX + y * cell, sum(matrix[true]) or 1
+        top, support = top_px + y * cell, sum(matrix[true]) or 1
         drawing.text(margin - 6, top + cell / 2 + 4, _short(names[true]), anchor="end")
         for x, predicted in enumerate(shown):
             count, left = matrix[true][predicted], margin + x * cell
@@ -60,9 +61,8 @@ def _confusion(evaluation: dict[str, Any]) -> Drawing:
                 middle = (left + cell / 2, top + cell / 2 + 4)
                 drawing.text(*middle, str(count), anchor="middle", colour=ink)
     for x, predicted in enumerate(shown):
-        place = (margin + x * cell + cell / 2 + 4, _TOP_PX + side + 8)
+        place = (margin + x * cell + cell / 2 + 4, top_px + side + 8)
         drawing.text_upwards(*place, _short(names[predicted]), anchor="end")
-    drawing.text(margin + side, height - 8, "predicted; rows: true class", anchor="end")
     return drawing
 
 
@@ -98,7 +98,8 @@ def _reliability(figures: dict[str, Any]) -> Drawing:
 
 def _risk_coverage(calibration: Calibration) -> Drawing:
     drawing = Drawing(_LEFT_PX + _SIDE_PX + 150, _TOP_PX + _SIDE_PX + 56, "Risk and coverage")
-    top = min(1.0, max(0.1, 1.25 * max(level.error for level in calibration.levels)))
+    everything = calibration.levels[-1]
+    top = min(1.0, max(0.1, 1.1 * everything.error_bound))
     words = f"Errors among answered images ({calibration.fitted_on})"
     at = _axes(drawing, _LEFT_PX, words, ("coverage", "error"), top)
     measured = [(level.coverage, level.error) for level in calibration.levels]
@@ -109,7 +110,7 @@ def _risk_coverage(calibration: Calibration) -> Drawing:
     ]
     for points, colour, name, row in (
         (measured, BLUE, "measured", 0),
-        (bounds, ORANGE, f"{calibration.certainty:.0%} bound", 1),
+        (bounds, ORANGE, f"{100 * calibration.certainty:.0f} % bound", 1),
     ):
         drawing.curve([at(*point) for point in points], colour)
         for point in points:
