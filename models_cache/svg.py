@@ -113,7 +113,7 @@ def check_svg(text: str) -> None:
         space, _, name = str(element.tag).removeprefix("{").rpartition("}")
         if space != _NAMESPACE or name not in _ELEMENTS:
             raise ValueError(f"element {name[:40]!r} is not allowed")
-        if strange := element.keys() - _ATTRIBUTES:
+        if strange := set(element.keys()) - _ATTRIBUTES:
             raise ValueError(f"attribute {min(strange)[:40]!r} is not allowed")
         if any("(" in value for key, value in element.items() if key != "transform"):
             raise ValueError("a value calls a function, such as url()")
