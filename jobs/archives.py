@@ -10,9 +10,8 @@ from typing import Any, BinaryIO
 from jobs.datasets.archive import read_archive
 from jobs.datasets.limits import IngestLimits
 from models_cache.artifacts import (
+    ARTIFACT_FILES,
     FACTS_FILE,
-    GOLDEN_FILE,
-    MODEL_FILE,
     Artifact,
     parse_artifact,
     verify_artifact,
@@ -22,7 +21,6 @@ from models_cache.durable import sha256_of_file
 from models_cache.errors import ArtifactMalformed
 
 _CHUNK_BYTES = 1 << 20
-_NAMES = frozenset({FACTS_FILE, MODEL_FILE, GOLDEN_FILE})
 #: Weights do not compress; the ratio rule of uploads stays, the size of a file is an artifact's.
 _LIMITS = IngestLimits(max_entries=16, max_entry_bytes=4 << 30)
 #: The same content gives the same zip: what the archive says of time is always this.
@@ -65,8 +63,14 @@ def unpack_artifact(blobs: BlobStore, path: Path) -> Artifact:
     folder = path.with_name(f"{path.name}.parts")
     folder.mkdir(mode=0o700)
     try:
-        _extract(path, folder)
+        found = _extract(path, folder)
+        if FACTS_FILE not in found:
+            raise ArtifactMalformed(f"the archive lacks {FACTS_FILE}")
         described = parse_artifact((folder / FACTS_FILE).read_bytes())
+        if unlike := found ^ described.files.keys():
+            raise ArtifactMalformed(
+                f"the archive's files are not those of {FACTS_FILE}: {', '.join(sorted(unlike))}"
+            )
         for name, blob in described.files.items():
             if sha256_of_file(folder / name) != blob.sha256:
                 raise ArtifactMalformed(f"{name} is not the file that {FACTS_FILE} describes")
@@ -77,13 +81,14 @@ def unpack_artifact(blobs: BlobStore, path: Path) -> Artifact:
         shutil.rmtree(folder)
 
 
-def _extract(path: Path, folder: Path) -> None:
+def _extract(path: Path, folder: Path) -> set[str]:
+    """Write the archive's files into a folder and return their names."""
+    names = set()
     for entry, content in read_archive(path, _LIMITS):
-        if entry.name not in _NAMES:
+        if entry.name not in ARTIFACT_FILES:
             raise ArtifactMalformed(f"the archive holds {entry.name[:80]!r}")
         with (folder / entry.name).open("xb") as file:
             for chunk in content:
                 file.write(chunk)
-    missing = _NAMES - {part.name for part in folder.iterdir()}
-    if missing:
-        raise ArtifactMalformed(f"the archive lacks {', '.join(sorted(missing))}")
+        names.add(entry.name)
+    return names

@@ -8,6 +8,9 @@ imports artifacts; `models_cache.classifiers` turns them into modules.
 Two kinds. `head`: `model.safetensors` holds `head.weight` `[C, D]` and `head.bias` `[C]`, and the
 backbone is the verified pretrained file `weights["sha256"]`. `whole`: it holds the state of the
 whole classifier, keys `backbone.*` and `head.*`.
+
+Format 2 adds calibration and files for people: the model card, its plots, the evaluation, and
+what known images look like. Format 1 has none of them, and is still read.
 """
 
 from __future__ import annotations
@@ -24,16 +27,33 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from models_cache.blobs import Blob, BlobStore
+from models_cache.calibration import Calibration
 from models_cache.durable import canonical_json, sha256_of_bytes
 from models_cache.errors import ArtifactMalformed
 from models_cache.preprocessing import Preprocessing
+from models_cache.svg import check_svg
 
-FORMAT = 1
+FORMAT = 2
 FACTS_FILE = "artifact.json"
 MODEL_FILE = "model.safetensors"
 GOLDEN_FILE = "golden.safetensors"
+FAMILIARITY_FILE = "familiarity.safetensors"
+EVALUATION_FILE = "evaluation.json"
+CARD_FILE = "README.md"
+PLOT_FILES = (
+    "confusion.svg", "reliability.svg", "risk-coverage.svg", "roc.svg", "precision-recall.svg",
+)  # fmt: skip
+_NEEDED = frozenset({MODEL_FILE, GOLDEN_FILE})
+_POSSIBLE = {
+    1: _NEEDED,
+    FORMAT: _NEEDED | {FAMILIARITY_FILE, EVALUATION_FILE, CARD_FILE, *PLOT_FILES},
+}
+#: Every name that a file of an artifact may have.
+ARTIFACT_FILES = _POSSIBLE[FORMAT] | {FACTS_FILE}
 
 _MAX_FACTS_BYTES = 16 << 20
+_MAX_EVALUATION_BYTES = 1 << 30
+_MAX_CARD_BYTES = 16 << 20
 _MAX_CLASSES = 100_000
 
 _JSON_TYPES = {
@@ -65,6 +85,7 @@ class ArtifactFacts:
         metrics: Figures measured on held-out images.
         lineage: Job, data set, recipe and code version it came from.
         numerics: Versions, device and engine it was made with.
+        calibration: How logits become scores; None: as they are, and nothing is promised.
     """
 
     task: str
@@ -77,6 +98,7 @@ class ArtifactFacts:
     metrics: dict[str, float] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
     numerics: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON form; `from_json` reads it."""
@@ -85,6 +107,7 @@ class ArtifactFacts:
             **plain,
             "preprocessing": self.preprocessing.as_json(),
             "classes": list(self.classes),
+            "calibration": None if self.calibration is None else self.calibration.as_json(),
         }
 
     @classmethod
@@ -95,6 +118,7 @@ class ArtifactFacts:
                 raise TypeError(f"{key} is {value[key]!r:.100}, not a {kind.__name__}")
         if not all(isinstance(name, str) and name for name in value["classes"]):
             raise ValueError("a class name is not a text")
+        calibration = value.get("calibration")
         facts = cls(
             task=str(value["task"]),
             architecture=str(value["architecture"]),
@@ -106,6 +130,7 @@ class ArtifactFacts:
             metrics={str(k): float(v) for k, v in dict(value["metrics"]).items()},
             lineage=dict(value["lineage"]),
             numerics=dict(value["numerics"]),
+            calibration=None if calibration is None else Calibration.from_json(calibration),
         )
         facts._check()
         return facts
@@ -131,7 +156,7 @@ class Artifact:
     Args:
         digest: SHA-256 of the canonical bytes of `artifact.json`.
         facts: What `artifact.json` says.
-        files: `artifact.json`, `model.safetensors`, `golden.safetensors` by name.
+        files: `artifact.json`, `model.safetensors`, `golden.safetensors` and others by name.
     """
 
     digest: str
@@ -155,7 +180,11 @@ class Artifact:
 
 
 def write_artifact(
-    blobs: BlobStore, facts: ArtifactFacts, model: Arrays, golden: Arrays
+    blobs: BlobStore,
+    facts: ArtifactFacts,
+    model: Arrays,
+    golden: Arrays,
+    more: Mapping[str, bytes] | None = None,
 ) -> Artifact:
     """Store the files of an artifact durably and return it.
 
@@ -165,11 +194,12 @@ def write_artifact(
         model: Tensors of `model.safetensors` by name, as its kind wants them.
         golden: `images` uint8 `[G, crop, crop, 3]`, `features` float32 `[G, D]` and `logits`
             float32 `[G, C]`: outputs that a loaded model must reproduce.
+        more: Bytes of the files that only some artifacts have, by name.
     """
-    parts = {
-        MODEL_FILE: blobs.put_bytes(_tensor_bytes(model)),
-        GOLDEN_FILE: blobs.put_bytes(_tensor_bytes(golden)),
-    }
+    contents = {
+        MODEL_FILE: tensor_bytes(model), GOLDEN_FILE: tensor_bytes(golden), **(more or {})
+    }  # fmt: skip
+    parts = dict(zip(contents, blobs.put_all(contents.values()), strict=True))
     listed = {name: blob.as_json() for name, blob in parts.items()}
     data = canonical_json({"format": FORMAT, **facts.as_json(), "files": listed})
     described = blobs.put_bytes(data)
@@ -203,10 +233,10 @@ def parse_artifact(data: bytes) -> Artifact:
         if len(data) > _MAX_FACTS_BYTES:
             raise ValueError(f"{FACTS_FILE} is larger than {_MAX_FACTS_BYTES} bytes")
         value = json.loads(data)
-        if value["format"] != FORMAT:
-            raise ValueError(f"format {value['format']!r} is not {FORMAT}")
-        if set(value["files"]) != {MODEL_FILE, GOLDEN_FILE}:
-            raise ValueError(f"files are {sorted(value['files'])}")
+        if value["format"] not in _POSSIBLE:
+            raise ValueError(f"format {value['format']!r} is none of {list(_POSSIBLE)}")
+        if not _NEEDED <= set(value["files"]) <= _POSSIBLE[value["format"]]:
+            raise ValueError(f"files are {sorted(value['files'])[:20]}")
         files = {
             name: Blob(str(entry["sha256"]), int(entry["size"]))
             for name, entry in value["files"].items()
@@ -229,7 +259,8 @@ def parse_artifact(data: bytes) -> Artifact:
 def verify_artifact(blobs: BlobStore, digest: str) -> Artifact:
     """Return the artifact after checking its tensors too: names, shapes, types, finite values.
 
-    What is done once for an imported artifact, before it may be published.
+    And its other files: those that browsers may be shown hold nothing that acts. What is done
+    once for an imported artifact, before it may be published.
 
     Raises:
         BlobMissing: A file is not in the store.
@@ -252,6 +283,13 @@ def verify_artifact(blobs: BlobStore, digest: str) -> Artifact:
     for name, array in (*model.items(), *golden.items()):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ArtifactMalformed(f"tensor {name} holds values that are not finite")
+    if FAMILIARITY_FILE in artifact.files:
+        _check_familiarity(read_familiarity(blobs, artifact), width)
+    for name in sorted(artifact.files.keys() & {EVALUATION_FILE, CARD_FILE, *PLOT_FILES}):
+        try:
+            _check_document(blobs, artifact.files[name], name)
+        except (ValueError, RecursionError) as error:
+            raise ArtifactMalformed(f"{name}: {error}") from error
     return artifact
 
 
@@ -265,6 +303,39 @@ def read_golden(blobs: BlobStore, artifact: Artifact) -> dict[str, NDArray[Any]]
     return _arrays(blobs, artifact, GOLDEN_FILE)
 
 
+def read_familiarity(blobs: BlobStore, artifact: Artifact) -> dict[str, NDArray[Any]]:
+    """Return the tensors of `familiarity.safetensors`; hash checked. See `models_cache.novelty`."""
+    return _arrays(blobs, artifact, FAMILIARITY_FILE)
+
+
+def _check_familiarity(arrays: Arrays, width: int) -> None:
+    """Check names, shapes, types and values, so that judging an image cannot fail."""
+    axes, novelties = arrays.get("axes"), arrays.get("novelties")
+    count = axes.shape[1] if axes is not None and axes.ndim == 2 else 0
+    known = len(novelties) if novelties is not None and novelties.ndim == 1 else 0
+    _expect("centre", arrays.get("centre"), (width,), np.float32)
+    _expect("axes", axes, (width, max(1, count)), np.float16)
+    _expect("novelties", novelties, (max(1, known),), np.float32)
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ArtifactMalformed(f"{FAMILIARITY_FILE} holds values that are not finite")
+    if (np.diff(arrays["novelties"]) < 0).any():
+        raise ArtifactMalformed(f"{FAMILIARITY_FILE}: novelties are not ascending")
+
+
+def _check_document(blobs: BlobStore, blob: Blob, name: str) -> None:
+    """Raise `ValueError` for a file that is not what its name says."""
+    limit = _MAX_EVALUATION_BYTES if name == EVALUATION_FILE else _MAX_CARD_BYTES
+    if blob.size_bytes > limit:
+        raise ValueError(f"{blob.size_bytes} bytes, the limit is {limit}")
+    text = blobs.read(blob.sha256).decode()
+    if name in PLOT_FILES:
+        check_svg(text)
+    elif name == EVALUATION_FILE:
+        value = json.loads(text)
+        if not isinstance(value, dict) or canonical_json(value) != text.encode():
+            raise ValueError("not a JSON object in its canonical form")
+
+
 def _arrays(blobs: BlobStore, artifact: Artifact, name: str) -> dict[str, NDArray[Any]]:
     data = blobs.read(artifact.files[name].sha256)
     try:
@@ -274,7 +345,8 @@ def _arrays(blobs: BlobStore, artifact: Artifact, name: str) -> dict[str, NDArra
     return arrays
 
 
-def _tensor_bytes(arrays: Arrays) -> bytes:
+def tensor_bytes(arrays: Arrays) -> bytes:
+    """Return the bytes of a safetensors file that holds arrays by name."""
     # Strided views would be written in memory order, that is, wrong: make them contiguous.
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     data: bytes = safetensors.numpy.save(contiguous)

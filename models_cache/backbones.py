@@ -164,19 +164,38 @@ def build_on_meta(architecture: str, *, input_px: int | None = None) -> nn.Modul
 
 def feature_width(architecture: str) -> int:
     """Return D, the length of the architecture's pooled features."""
-    return _width_and_parameters(architecture)[0]
+    return _facts(architecture)[0]
 
 
 def parameter_count(architecture: str) -> int:
     """Return how many parameters the backbone has, without a classifier."""
-    return _width_and_parameters(architecture)[1]
+    return _facts(architecture)[1]
+
+
+def head_name(architecture: str) -> tuple[str, str]:
+    """Return the name of the submodule that is taken off, and Python code of what replaces it."""
+    name = _facts(architecture)[2].removesuffix(".")
+    if family(architecture) == "squeezenet":
+        return "classifier", "torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1))"
+    return name, "torch.nn.Identity()"
+
+
+def builder_arguments(architecture: str, input_px: int) -> dict[str, Any]:
+    """Return what torchvision's builder is called with besides `weights`."""
+    arguments = dict(_EXTRA_ARGUMENTS.get(architecture, {}))
+    if family(architecture) == "vision_transformer":
+        arguments["image_size"] = input_px
+    elif family(architecture) == "maxvit":
+        arguments["input_size"] = (input_px, input_px)
+    return arguments
 
 
 @functools.cache
-def _width_and_parameters(architecture: str) -> tuple[int, int]:
+def _facts(architecture: str) -> tuple[int, int, str]:
+    """Return the feature width, the parameters of the backbone and its classifier's key prefix."""
     with _ParametersOnMeta():
-        backbone, width, _ = _build(architecture, None)
-    return width, sum(p.numel() for p in backbone.parameters())
+        backbone, width, head_prefix = _build(architecture, None)
+    return width, sum(p.numel() for p in backbone.parameters()), head_prefix
 
 
 def has_batch_norm(backbone: nn.Module) -> bool:
@@ -211,12 +230,7 @@ def _stages(module: nn.Module) -> Iterator[tuple[nn.Module | None, list[nn.Param
 
 def _build(architecture: str, input_px: int | None) -> tuple[nn.Module, int, str]:
     """Return a backbone with fresh weights, its feature width, and its classifier's key prefix."""
-    arguments = dict(_EXTRA_ARGUMENTS.get(architecture, {}))
-    size_px = input_px or _DEFAULT_INPUT_PX
-    if family(architecture) == "vision_transformer":
-        arguments["image_size"] = size_px
-    elif family(architecture) == "maxvit":
-        arguments["input_size"] = (size_px, size_px)
+    arguments = builder_arguments(architecture, input_px or _DEFAULT_INPUT_PX)
     network = torchvision.models.get_model(architecture, weights=None, **arguments)
     return _without_head(network)
 

@@ -3,7 +3,8 @@
 A plain ASGI application without a web framework. Only the api talks to it, so it knows digests and
 bytes, no names and no users. Calls:
 
-    POST /predict   frames (`models_cache.wire`): {"artifact", "top_k"} and encoded images
+    POST /predict   frames (`models_cache.wire`): {"artifact", "top_k", "max_error"} and encoded
+                    images; "max_error" is the error budget, null if there is none
     POST /load      {"artifact"}: have it in memory before the first prediction
     GET  /healthz   what is loaded and how busy it is
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import signal
 import time
@@ -54,6 +56,7 @@ from models_cache.features import Engine
 from models_cache.loaded import Pinned, SharedLoads
 from models_cache.predictor import (
     BackboneKey,
+    ImageOutput,
     Model,
     Predictor,
     QueuedImage,
@@ -106,13 +109,21 @@ class InferenceConfig:
 
 @dataclass(frozen=True)
 class _Prediction:
-    """One image's scores `[C]` or why it has none, and its times in seconds."""
+    """What was said of one image or why nothing was, and its times in seconds."""
 
-    scores: torch.Tensor | ImageError
+    output: ImageOutput | ImageError
     decode_seconds: float = 0.0
     queue_seconds: float = 0.0
     forward_seconds: float = 0.0
     batch_images: int = 0
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a request asks for: how many scores, and how often an answer may be wrong."""
+
+    top_k: int | None
+    max_error: float | None
 
 
 class InferenceApp:
@@ -126,7 +137,7 @@ class InferenceApp:
     def __init__(self, predictor: Predictor, config: InferenceConfig) -> None:
         self._predictor = predictor
         self._config = config
-        self._batcher: Batcher[BackboneKey, QueuedImage, torch.Tensor] = Batcher(
+        self._batcher: Batcher[BackboneKey, QueuedImage, ImageOutput] = Batcher(
             predictor.forward, config.max_batch_images, config.max_accepted_images
         )
         self._decoders = ThreadPoolExecutor(config.threads, "decode")
@@ -195,7 +206,7 @@ class InferenceApp:
 
     async def _predict(self, body: memoryview) -> bytes:
         header, images = wire.decode(body, self._config.max_accepted_images)
-        digest, top_k = _digest_of(header), _top_k_of(header)
+        digest, wanted = _digest_of(header), _Wanted(_top_k_of(header), _max_error_of(header))
         with await self._pinned(digest, len(images)) as model, self._batcher.reserve(len(images)):
             outcomes = await asyncio.gather(
                 *(self._predict_image(model, image) for image in images),
@@ -203,7 +214,7 @@ class InferenceApp:
             )
             predictions = _all_or_raise(outcomes)
             return await asyncio.get_running_loop().run_in_executor(
-                self._encoders, _answer_of, model, predictions, top_k
+                self._encoders, _answer_of, model, predictions, wanted
             )
 
     async def _predict_image(self, model: Model, image: memoryview) -> _Prediction:
@@ -293,22 +304,55 @@ def _all_or_raise(outcomes: Sequence[_Prediction | BaseException]) -> list[_Pred
     return predictions
 
 
-def _answer_of(model: Model, predictions: Sequence[_Prediction], top_k: int | None) -> bytes:
+def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: _Wanted) -> bytes:
     """Return the answer to a prediction as JSON; each image by itself, see `as_json`."""
+    abstention = _abstention(model, wanted.max_error)
+    threshold = -math.inf
+    if abstention is not None:
+        threshold = math.inf if abstention["threshold"] is None else abstention["threshold"]
     bodies = []
     for prediction in predictions:
-        if isinstance(prediction.scores, ImageError):
-            bodies.append(as_json({"error": to_wire(prediction.scores)}))
-        else:
-            bodies.append(as_json({"scores": ranked(prediction.scores, model.classes, top_k)}))
+        output = prediction.output
+        if isinstance(output, ImageError):
+            bodies.append(as_json({"error": to_wire(output)}))
+            continue
+        scores = ranked(output.scores, model.classes, wanted.top_k)
+        body = {
+            "scores": scores,
+            "abstained": output.out_of_distribution or not scores[0]["score"] > threshold,
+            "ood_score": output.ood_score,
+            "out_of_distribution": output.out_of_distribution,
+        }
+        bodies.append(as_json(body))
     timing = {
         "decode_ms": _ms(max((p.decode_seconds for p in predictions), default=0)),
         "queue_ms": _ms(max((p.queue_seconds for p in predictions), default=0)),
         "forward_ms": _ms(max((p.forward_seconds for p in predictions), default=0)),
         "batch_size": max((p.batch_images for p in predictions), default=0),
     }
-    parts = (as_json(model.head.artifact.digest), b", ".join(bodies), as_json(timing))
-    return b'{"artifact": %s, "predictions": [%s], "timing": %s}' % parts
+    parts = (
+        as_json(model.head.artifact.digest), b", ".join(bodies), as_json(abstention),
+        as_json(timing),
+    )  # fmt: skip
+    return b'{"artifact": %s, "predictions": [%s], "abstention": %s, "timing": %s}' % parts
+
+
+def _abstention(model: Model, max_error: float | None) -> dict[str, float | None] | None:
+    """Return from which score on a model keeps an error budget, and what that costs it.
+
+    Without a budget None. A `threshold` of None: no threshold keeps it, as far as the held-out
+    images can tell, and the model answers nothing.
+    """
+    if max_error is None:
+        return None
+    calibration = model.head.artifact.facts.calibration
+    level = None if calibration is None else calibration.level_for(max_error)
+    return {
+        "max_error": max_error,
+        "threshold": None if level is None else level.threshold,
+        "coverage": 0.0 if level is None else level.coverage,
+        "error_bound": None if level is None else level.error_bound,
+    }
 
 
 def _digest_of(message: object) -> str:
@@ -323,6 +367,13 @@ def _top_k_of(header: dict[str, Any]) -> int | None:
     if top_k is None or (type(top_k) is int and top_k >= 1):
         return top_k
     raise WireMalformed(f"'top_k' is {str(top_k)[:80]!r}, not a number from 1 on")
+
+
+def _max_error_of(header: dict[str, Any]) -> float | None:
+    max_error = header.get("max_error")
+    if max_error is None or (type(max_error) is float and 0 < max_error < 1):
+        return max_error
+    raise WireMalformed(f"'max_error' is {str(max_error)[:80]!r}, not a number between 0 and 1")
 
 
 def _status_of(error: type[GraftError]) -> int:

@@ -19,7 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models_cache.artifacts import GOLDEN_FILE, Artifact, parse_artifact, read_artifact
+from models_cache.artifacts import (
+    FAMILIARITY_FILE,
+    GOLDEN_FILE,
+    Artifact,
+    parse_artifact,
+    read_artifact,
+    read_familiarity,
+)
 from models_cache.backbones import Classifier
 from models_cache.blobs import BlobStore
 from models_cache.classifiers import check_golden, golden_images, load_classifier, load_head
@@ -34,6 +41,7 @@ from models_cache.errors import (
 )
 from models_cache.features import Engine, choose_engine, freeze, is_out_of_memory
 from models_cache.loaded import LoadedCache, Pinned
+from models_cache.novelty import Familiarity
 from models_cache.preprocessing import Preprocessing
 
 Pixels = NDArray[np.uint8]
@@ -63,11 +71,19 @@ class LoadedHead:
     """An artifact's linear layer, `[B, D]` -> `[B, C]`.
 
     It stays on the CPU: a batch comes back from the device once, not once per head.
+    `familiarity` is None where the artifact does not say what known images look like.
     """
 
     artifact: Artifact
     backbone_key: BackboneKey
     linear: nn.Linear
+    familiarity: Familiarity | None
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become scores."""
+        calibration = self.artifact.facts.calibration
+        return 1.0 if calibration is None else calibration.temperature
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +118,22 @@ class QueuedImage:
 
     model: Model
     pixels: Pixels
+
+
+@dataclass(frozen=True, eq=False)
+class ImageOutput:
+    """What a model says of one image.
+
+    Args:
+        scores: Calibrated, float32 `[C]` on the CPU with sum 1.
+        ood_score: Fraction of the known images that are less unusual; None if the model cannot
+            tell.
+        out_of_distribution: Whether that is too many for an image like the known ones.
+    """
+
+    scores: Tensor
+    ood_score: float | None
+    out_of_distribution: bool
 
 
 class _Preread(BlobStore):
@@ -203,11 +235,13 @@ class Predictor:
         resized = resize_shorter_side(upright, facts.resize_px, facts.interpolation)
         return center_crop(resized, facts.crop_px)
 
-    def forward(self, key: BackboneKey, images: Sequence[QueuedImage]) -> list[Tensor | GraftError]:
+    def forward(
+        self, key: BackboneKey, images: Sequence[QueuedImage]
+    ) -> list[ImageOutput | GraftError]:
         """Run one batch of images of models that share a backbone.
 
         Returns:
-            Per image its scores, float32 `[C]` on the CPU with sum 1, or why it has none.
+            Per image what its model says, or why it says nothing.
 
         Raises:
             DeviceUnavailable: The device's memory does not suffice for so many images.
@@ -215,7 +249,7 @@ class Predictor:
         del key  # all of these images have it
         memory = self._needing_memory(f"with a batch of {len(images)}")
         with memory, self._device_lock, torch.inference_mode():
-            outcomes = _scores(images)
+            outcomes = _outputs(images)
         self._batches += 1
         self._images += len(images)
         self._mixed_batches += len({id(image.model.head) for image in images}) > 1
@@ -247,7 +281,10 @@ class Predictor:
             classifier.eval()
             with self._device_lock:
                 check_golden(classifier, artifact, golden)
-        return LoadedHead(artifact, key, head.cpu())
+        familiarity = None
+        if FAMILIARITY_FILE in artifact.files:
+            familiarity = Familiarity.of(read_familiarity(self._blobs, artifact))
+        return LoadedHead(artifact, key, head.cpu(), familiarity)
 
     def _load_backbone(self, key: BackboneKey) -> Engine:
         artifact = key.artifact
@@ -313,17 +350,31 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _scores(images: Sequence[QueuedImage]) -> list[Tensor | GraftError]:
+def _outputs(images: Sequence[QueuedImage]) -> list[ImageOutput | GraftError]:
     model = images[0].model
     pixels = torch.from_numpy(np.stack([image.pixels for image in images]))  # [B, H, W, 3]
     features = model.backbone.features(pixels, model.preprocessing)  # [B, D]
-    outcomes: list[Tensor | GraftError | None] = [None] * len(images)
+    outcomes: list[ImageOutput | GraftError | None] = [None] * len(images)
     for head, rows in _rows_by_head(images):
-        logits = head.linear(features[rows])  # [rows, C]
-        finite = logits.isfinite().all(dim=1).tolist()
-        for row, scores, is_finite in zip(rows, logits.softmax(dim=1), finite, strict=True):
-            outcomes[row] = scores if is_finite else ModelUnhealthy(head.artifact.digest)
+        for row, outcome in zip(rows, _outputs_of_head(head, features[rows]), strict=True):
+            outcomes[row] = outcome
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _outputs_of_head(head: LoadedHead, features: Tensor) -> Iterator[ImageOutput | GraftError]:
+    """Yield what a head says of its images by their features `[B, D]`."""
+    logits = head.linear(features)  # [B, C]
+    scores = (logits / head.temperature).softmax(dim=1)
+    finite = logits.isfinite().all(dim=1).tolist()
+    ood_scores: list[float | None] = [None] * len(features)
+    strange = [False] * len(features)
+    if head.familiarity is not None:
+        ood_scores, strange = (found.tolist() for found in head.familiarity.judge(features))
+    for row, is_finite in enumerate(finite):
+        if is_finite:
+            yield ImageOutput(scores[row], ood_scores[row], strange[row])
+        else:
+            yield ModelUnhealthy(head.artifact.digest)
 
 
 def _engine_bytes(engine: Engine) -> int:
@@ -332,7 +383,8 @@ def _engine_bytes(engine: Engine) -> int:
 
 
 def _head_bytes(head: LoadedHead) -> int:
-    return head.linear.weight.nbytes + head.linear.bias.nbytes
+    familiar_bytes = 0 if head.familiarity is None else head.familiarity.nbytes
+    return head.linear.weight.nbytes + head.linear.bias.nbytes + familiar_bytes
 
 
 def _pinned_model(head: Pinned[LoadedHead], backbone: Pinned[Engine]) -> Pinned[Model]:

@@ -248,7 +248,11 @@ class Graft:
         return self._call("GET", f"/v1/models/{name}/versions/{version}/evaluation")
 
     def predict(
-        self, reference: str, *images: Path | str | bytes, top_k: int | None = None
+        self,
+        reference: str,
+        *images: Path | str | bytes,
+        top_k: int | None = None,
+        max_error: float | None = None,
     ) -> Json:
         """Predict images, given as files or bytes; up to 32 in one call.
 
@@ -256,9 +260,11 @@ class Graft:
             reference: `name`, `name@alias` or `name@version`.
             images: Paths, or encoded images as bytes.
             top_k: How many labels per image; None for all.
+            max_error: Error budget between 0 and 1; the model abstains where it cannot keep it.
         """
         data = [image if isinstance(image, bytes) else Path(image).read_bytes() for image in images]
-        params = {} if top_k is None else {"top_k": str(top_k)}
+        asked = {"top_k": top_k, "max_error": max_error}
+        params = {name: str(value) for name, value in asked.items() if value is not None}
         path = f"/v1/models/{reference}/predict"
         if len(data) == 1:
             headers = {"Content-Type": "application/octet-stream"}

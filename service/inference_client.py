@@ -35,15 +35,26 @@ class InferenceClient:
         )
 
     async def predict(
-        self, artifact_digest: str, images: Sequence[bytes], top_k: int | None
+        self,
+        artifact_digest: str,
+        images: Sequence[bytes],
+        top_k: int | None,
+        max_error: float | None = None,
     ) -> dict[str, Any]:
-        """Return `{"predictions": [...], "timing": {...}}`; an image may have an `error` instead.
+        """Return `{"predictions", "abstention", "timing"}`; an image may have an `error` instead.
+
+        Args:
+            artifact_digest: The model.
+            images: Encoded.
+            top_k: How many scores; None for all.
+            max_error: Error budget, between 0 and 1, if there is one.
 
         Raises:
             InferenceUnavailable: The process cannot be reached.
             GraftError: What the process said went wrong.
         """
-        body = wire.encode({"artifact": artifact_digest, "top_k": top_k}, images)
+        header = {"artifact": artifact_digest, "top_k": top_k, "max_error": max_error}
+        body = wire.encode(header, images)
         return await self._post("/predict", body)
 
     async def load(self, artifact_digest: str) -> None:

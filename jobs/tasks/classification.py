@@ -6,11 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-EVALUATION_FORMAT = 1
+from jobs.evaluation.judged import Basis, JudgedImages, honesty
+from jobs.evaluation.ranking import two_class_curves
+
+EVALUATION_FORMAT = 2
+_MOST_ERRORS = 50  # that are listed, the most confident first
 _Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
@@ -72,46 +78,62 @@ class Classification:
             return -math.inf, -math.inf
         return metrics["accuracy_top1"], -loss
 
-    def evaluation(
-        self, logits: Tensor, targets: Tensor, image_ids: Sequence[str], split: str
-    ) -> dict[str, Any]:
+    def evaluation(self, images: JudgedImages, basis: Basis | None) -> dict[str, Any]:
         """Return the evaluation of a model, JSON-ready.
 
         Args:
-            logits: float32 `[N, C]`.
-            targets: int64 `[N]`.
-            image_ids: Dataset's ids of the N images.
-            split: Which images these are.
+            images: What it is judged by.
+            basis: What it answers with besides its network: scores are those of serving.
         """
         count = len(self.classes)
-        scores, predicted = logits.double().softmax(dim=1).max(dim=1)
-        confusion = torch.bincount(targets * count + predicted, minlength=count * count)
-        confusion = confusion.view(count, count)  # rows: true class, columns: predicted
+        logs = images.log_scores(None if basis is None else basis.calibration)
+        targets, predicted = images.targets64, logs.argmax(axis=1)
+        confusion = np.bincount(targets * count + predicted, minlength=count * count)
+        confusion = confusion.reshape(count, count)  # rows: true class, columns: predicted
         per_class = [_class_figures(name, confusion, i) for i, name in enumerate(self.classes)]
-        metrics = self.metrics(logits, targets)
         correct = int(confusion.diagonal().sum())
         seen = [figures["f1"] for figures in per_class if figures["support"]]
-        rows = zip(image_ids, targets.tolist(), predicted.tolist(), scores.tolist(), strict=True)
+        rows = self._predictions(images.ids, targets, logs)
+        errors = sorted(
+            (row for row in rows if row["label"] != row["predicted"]),
+            key=lambda row: -row["score"],
+        )
+        curves: dict[str, Any] = {"roc": None, "precision_recall": None}
+        if count == 2:  # the second class is the positive one
+            curves |= two_class_curves(np.exp(logs[:, 1]), targets == 1) or {}
         return {
             "format": EVALUATION_FORMAT,
-            "split": split,
+            "split": images.split,
             "images": len(targets),
             "classes": list(self.classes),
-            **metrics,
+            **self.metrics(images.logits, images.targets),
             "accuracy_interval_95": list(wilson_interval(correct, len(targets))),
+            "accuracy_top5": _accuracy_top(5, logs, targets) if count > 5 else None,
             "macro_f1": sum(seen) / len(seen),
             "confusion": confusion.tolist(),
             "per_class": per_class,
-            "predictions": [
-                {
-                    "image": image,
-                    "label": self.classes[label],
-                    "predicted": self.classes[guess],
-                    "score": score,
-                }
-                for image, label, guess, score in rows
-            ],
+            "positive_class": self.classes[1] if count == 2 else None,
+            **curves,
+            **honesty(images, basis),
+            "most_confident_errors": errors[:_MOST_ERRORS],
+            "predictions": rows,
         }
+
+    def _predictions(
+        self, ids: Sequence[str], targets: NDArray[np.int64], logs: NDArray[np.float64]
+    ) -> list[dict[str, Any]]:
+        guesses, scores = logs.argmax(axis=1).tolist(), np.exp(logs.max(axis=1)).tolist()
+        return [
+            {
+                "image": image,
+                "label": self.classes[label],
+                "predicted": self.classes[guess],
+                "score": score,
+            }
+            for image, label, guess, score in zip(
+                ids, targets.tolist(), guesses, scores, strict=True
+            )
+        ]
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
@@ -126,7 +148,16 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _class_figures(name: str, confusion: Tensor, index: int) -> dict[str, Any]:
+def _accuracy_top(k: int, logs: NDArray[np.float64], targets: NDArray[np.int64]) -> float:
+    """Return the fraction of images whose true class is among the k likeliest.
+
+    Of equally likely classes the true one comes last: a constant model must not look good.
+    """
+    true = logs[np.arange(len(targets)), targets]
+    return float(((logs >= true[:, None]).sum(axis=1) <= k).mean())
+
+
+def _class_figures(name: str, confusion: NDArray[np.int64], index: int) -> dict[str, Any]:
     hits = int(confusion[index, index])
     support, claimed = int(confusion[index].sum()), int(confusion[:, index].sum())
     return {

@@ -29,12 +29,12 @@ from jobs.recipes import (
 from jobs.tasks.classification import Classification
 from jobs.training.averaging import WeightAverage
 from jobs.training.checkpoint import Checkpoint
-from jobs.training.evaluate import predict_logits
+from jobs.training.evaluate import Outputs, predict_outputs
 from jobs.training.head import HeadFit, fit_head
 from jobs.training.interruption import Interruption
 from jobs.training.loop import Surroundings, TrainingData, fine_tune
 from jobs.training.optimizer import build_optimizer
-from jobs.training.outcome import TRAIN_FOLDS, Ready, Trained, publish
+from jobs.training.outcome import Ready, Trained, publish
 from jobs.training.place import Place
 from jobs.training.progressive import Published, conclude, publish_head, repeat_head
 from jobs.training.schedule import Schedule
@@ -254,10 +254,13 @@ def _head_only(ready: Ready, features: Tensor, fit: HeadFit) -> Trained:
     fitted = ready.task.metrics(all_logits[train], ready.labels[train])
     metrics = {f"train/{name}": value for name, value in fitted.items()}
     metrics |= _cross_validated(ready, fit)
-    logits = {name: all_logits[torch.from_numpy(i)] for name, i in ready.judged().items()}
-    if not logits:  # no image is held out: each is judged by a head that did not see it
-        logits = {TRAIN_FOLDS: fit.out_of_fold_logits}
-    return Trained(_classifier(ready, fit).eval(), "head", logits, metrics)
+    outputs = {}
+    for name, indices in ready.judged().items():
+        chosen = torch.from_numpy(indices)
+        outputs[name] = Outputs(features[chosen], all_logits[chosen])
+    out_of_fold = Outputs(features[train], fit.out_of_fold_logits)
+    model = _classifier(ready, fit).eval()
+    return Trained(model, "head", outputs, metrics, out_of_fold=out_of_fold)
 
 
 def _whole_network(
@@ -279,8 +282,8 @@ def _whole_network(
     )  # fmt: skip
     fine_tune(state, ready.task, ready.data, recipe, around)
     place.begin("evaluate")
-    logits = {
-        name: predict_logits(
+    outputs = {
+        name: predict_outputs(
             state.model,
             ready.data.dataset,
             indices,
@@ -292,7 +295,7 @@ def _whole_network(
     # Candidate 0 is the fitted head on the untouched backbone: it can be stored as just that.
     kind: Kind = "head" if state.best_step == 0 and ready.backbone.weights else "whole"
     facts = {"steps": state.step, "best_step": state.best_step}
-    trained = Trained(state.model, kind, logits, first.metrics, facts)
+    trained = Trained(state.model, kind, outputs, first.metrics, facts)
     return publish(ready, trained) if first.head is None else conclude(ready, first.head, trained)
 
 

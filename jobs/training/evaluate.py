@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +16,14 @@ from models_cache.features import normalised
 from models_cache.preprocessing import Preprocessing
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """Features float32 `[N, D]` and logits float32 `[N, C]` of N images, on the CPU."""
+
+    features: Tensor
+    logits: Tensor
+
+
 def predict_logits(
     model: Classifier,
     dataset: LoadedDataset,
@@ -37,11 +45,43 @@ def predict_logits(
         batch_size: Images per forward pass.
         poll: Called before every batch; may raise.
     """
-    model.eval()
-    device = model.head.weight.device
+    batches = _batches(dataset, indices, preprocessing, batch_size)
     logits = []
-    for start in range(0, len(indices), batch_size):
+    for pixels in batches:
         poll()
-        pixels = dataset.center_crops(indices[start : start + batch_size], preprocessing.crop_px)
-        logits.append(model(normalised(pixels.to(device), preprocessing)).float().cpu())
+        logits.append(_outputs(model, pixels, preprocessing).logits)
     return torch.cat(logits)
+
+
+def predict_outputs(
+    model: Classifier,
+    dataset: LoadedDataset,
+    indices: NDArray[np.int64],
+    preprocessing: Preprocessing,
+    batch_size: int,
+) -> Outputs:
+    """Return the features too; otherwise as `predict_logits`."""
+    batches = _batches(dataset, indices, preprocessing, batch_size)
+    found = [_outputs(model, pixels, preprocessing) for pixels in batches]
+    return Outputs(
+        torch.cat([outputs.features for outputs in found]),
+        torch.cat([outputs.logits for outputs in found]),
+    )
+
+
+def _batches(
+    dataset: LoadedDataset,
+    indices: NDArray[np.int64],
+    preprocessing: Preprocessing,
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """Yield what the network is shown, uint8 `[B, crop, crop, 3]`."""
+    for start in range(0, len(indices), batch_size):
+        yield dataset.center_crops(indices[start : start + batch_size], preprocessing.crop_px)
+
+
+@torch.inference_mode()
+def _outputs(model: Classifier, pixels: Tensor, preprocessing: Preprocessing) -> Outputs:
+    model.eval()
+    features = model.backbone(normalised(pixels.to(model.head.weight.device), preprocessing))
+    return Outputs(features.float().cpu(), model.head(features).float().cpu())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,18 +12,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.datasets.manifest import TEST
+from jobs.evaluation.card import DataSummary, model_card
+from jobs.evaluation.judged import Basis, JudgedImages
+from jobs.evaluation.plots import plots
 from jobs.recipes import Recipe, as_json
 from jobs.tasks.classification import Classification
+from jobs.training.evaluate import Outputs
+from jobs.training.head import assign_folds
 from jobs.training.loop import TrainingData
 from jobs.training.place import Place
-from jobs.training.sources import Backbone
-from models_cache.artifacts import ArtifactFacts, Kind, write_artifact
+from jobs.training.sources import SEEN, Backbone
+from models_cache.artifacts import (
+    CARD_FILE,
+    EVALUATION_FILE,
+    FAMILIARITY_FILE,
+    PLOT_FILES,
+    ArtifactFacts,
+    Kind,
+    tensor_bytes,
+    write_artifact,
+)
 from models_cache.backbones import Classifier
 from models_cache.classifiers import golden_outputs, tensors_to_publish
 from models_cache.durable import canonical_json
 from models_cache.features import Engine
 
 TRAIN_FOLDS = "train-folds"  # the split's name where training images are judged out of fold
+_FOLDS = 5  # of the images that calibration is fitted on, where it is also reported on them
 
 
 @dataclass(frozen=True)
@@ -65,31 +81,28 @@ class Trained:
     Args:
         model: In eval mode.
         kind: What must be stored of it.
-        logits: float32 `[C]` by position of the image, for those that are held out.
+        outputs: What it says of the images it is judged by, by split; the last is reported.
         metrics: Figures by name.
         facts: How it came about, for the lineage.
+        out_of_fold: What models that did not learn from an image say of it, for each training
+            image; only where cross-validation made them.
     """
 
     model: Classifier
     kind: Kind
-    logits: dict[str, Tensor]
+    outputs: dict[str, Outputs]
     metrics: dict[str, float]
     facts: dict[str, Any] = field(default_factory=dict)
+    out_of_fold: Outputs | None = None
 
 
 def publish(ready: Ready, trained: Trained) -> dict[str, Any]:
-    """Phase `publish`: evaluation and artifact become blobs; return the result line."""
-    place, data, spec = ready.place, ready.data, ready.place.spec
+    """Phase `publish`: evaluation, model card and artifact become blobs; return the result line."""
+    place, spec = ready.place, ready.place.spec
     place.begin("publish")
-    judged = {**ready.judged(), TRAIN_FOLDS: data.train}
-    metrics = dict(trained.metrics)
-    for name, logits in trained.logits.items():
-        measured = ready.task.metrics(logits, ready.targets(judged[name]))
-        prefix = {TRAIN_FOLDS: "cv"}.get(name, name)
-        metrics |= {f"{prefix}/{figure}": value for figure, value in measured.items()}
-    split, logits = list(trained.logits.items())[-1]
-    images = [data.dataset.manifest.images[i].id for i in judged[split]]
-    evaluation = ready.task.evaluation(logits, ready.targets(judged[split]), images, split)
+    reported, basis = _judged(ready, trained)
+    evaluation = ready.task.evaluation(reported, basis)
+    metrics = _metrics(ready, trained, evaluation)
     recipe = {"name": spec.recipe, "parameters": as_json(ready.recipe)}
     facts = ArtifactFacts(
         task="classification",
@@ -102,12 +115,73 @@ def publish(ready: Ready, trained: Trained) -> dict[str, Any]:
         metrics=metrics,
         lineage={**spec.lineage, "recipe": recipe, "seed": spec.seed, **trained.facts},
         numerics=ready.numerics,
+        calibration=None if basis is None else basis.calibration,
     )
     golden = golden_outputs(trained.model.eval(), ready.backbone.preprocessing)
     tensors = tensors_to_publish(trained.model, trained.kind)
-    artifact = write_artifact(place.blobs, facts, tensors, golden)
+    documents = {
+        EVALUATION_FILE: canonical_json(evaluation),
+        **plots(evaluation, facts.calibration),
+    }
+    drawn = [name for name in PLOT_FILES if name in documents]
+    card = model_card(facts, evaluation, _summary(ready), drawn)
+    documents[CARD_FILE] = card.encode()
+    if basis is not None and basis.familiarity is not None:
+        documents[FAMILIARITY_FILE] = tensor_bytes(basis.familiarity.arrays())
+    artifact = write_artifact(place.blobs, facts, tensors, golden, documents)
     return {
         "artifact": {"digest": artifact.digest, "files": artifact.files_as_json()},
         "metrics": metrics,
-        "evaluation_sha256": place.blobs.put_bytes(canonical_json(evaluation)).sha256,
+        "evaluation_sha256": artifact.files[EVALUATION_FILE].sha256,
     }
+
+
+def _summary(ready: Ready) -> DataSummary:
+    """Return how many images of each class the splits have."""
+    manifest = ready.data.dataset.manifest
+    images: dict[str, Counter[str]] = {}
+    for entry in manifest.images:
+        images.setdefault(entry.split, Counter())[manifest.classes[entry.label]] += 1
+    return DataSummary(manifest.digest, images)
+
+
+def _metrics(ready: Ready, trained: Trained, evaluation: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of the version: the training's, and those of each split."""
+    metrics = dict(trained.metrics)
+    judged = ready.judged()
+    for name, outputs in trained.outputs.items():
+        measured = ready.task.metrics(outputs.logits, ready.targets(judged[name]))
+        metrics |= {f"{name}/{figure}": value for figure, value in measured.items()}
+    prefix = {TRAIN_FOLDS: "cv"}.get(evaluation["split"], evaluation["split"])
+    metrics[f"{prefix}/macro_f1"] = evaluation["macro_f1"]
+    metrics[f"{prefix}/ece"] = evaluation["calibration"]["after"]["ece"]
+    return metrics
+
+
+def _judged(ready: Ready, trained: Trained) -> tuple[JudgedImages, Basis | None]:
+    """Return the images that are reported, and what serving knows from images like them.
+
+    Calibration is fitted out of fold where cross-validation was made, and else on the held-out
+    images. These have chosen the epoch: their figures are a little too good, and so is what is
+    fitted on them. Where nothing was held out there is no basis.
+    """
+    splits, data = ready.judged(), ready.data
+    judged = {n: _images(ready, n, splits[n], o) for n, o in trained.outputs.items()}
+    basis = judged.get(data.held_out_name) if data.held_out_name != SEEN else None
+    if trained.out_of_fold is not None:
+        basis = _images(ready, TRAIN_FOLDS, data.train, trained.out_of_fold)
+    reported = list(judged.values())[-1] if judged else basis
+    assert reported is not None, "a head without held-out images is judged out of fold"
+    return reported, None if basis is None else Basis.of(basis)
+
+
+def _images(ready: Ready, split: str, indices: NDArray[np.int64], outputs: Outputs) -> JudgedImages:
+    dataset, targets = ready.data.dataset, ready.targets(indices)
+    return JudgedImages(
+        split=split,
+        ids=[dataset.manifest.images[i].id for i in indices],
+        targets=targets,
+        logits=outputs.logits,
+        features=outputs.features,
+        folds=assign_folds(targets.tolist(), dataset.contents(indices), _FOLDS),
+    )

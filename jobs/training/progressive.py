@@ -76,9 +76,9 @@ def judge(head: Losses, network: Losses, split: str) -> dict[str, Any]:
 
 def held_out_losses(ready: Ready, trained: Trained) -> Losses:
     """Return the loss of each held-out image in nats, float64 `[N]`; empty where there is none."""
-    logits = trained.logits.get(ready.data.held_out_name)
-    if logits is None:
+    outputs = trained.outputs.get(ready.data.held_out_name)
+    if outputs is None:
         return np.zeros(0)
     targets = ready.targets(ready.data.held_out)
-    losses: Losses = ready.task.loss(logits.double(), targets, 0.0, None).numpy()
+    losses: Losses = ready.task.loss(outputs.logits.double(), targets, 0.0, None).numpy()
     return losses

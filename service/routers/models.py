@@ -10,12 +10,12 @@ from fastapi import APIRouter, Path, Request, Response
 from sqlalchemy import Connection
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
+from starlette.responses import FileResponse, StreamingResponse
 
 from jobs.archives import pack_artifact, unpack_artifact
 from jobs.store import idempotency, models
 from jobs.store.models import LATEST_ALIAS, Model, NewVersion, Version
-from models_cache.artifacts import Artifact
+from models_cache.artifacts import EVALUATION_FILE, Artifact
 from models_cache.durable import canonical_json, sha256_of_bytes
 from service.errors import NothingHere
 from service.json_body import json_body, json_request
@@ -27,6 +27,12 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 VersionPath = Annotated[int, Path(ge=1, le=2**31 - 1)]
 AliasPath = Annotated[str, Path(pattern=r"^[a-z][a-z0-9._-]{0,62}$")]
+FilePath = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+_MEDIA_TYPES = {
+    "md": "text/markdown; charset=utf-8",
+    "svg": "image/svg+xml",
+    "json": "application/json",
+}
 _MAX_ARCHIVE_BYTES = 4 << 30
 _CHUNK_BYTES = 1 << 20
 
@@ -123,6 +129,23 @@ def get_archive(services: ServicesDep, name: NamePath, version: VersionPath) -> 
     )
 
 
+@router.get("/{name}/versions/{version}/files/{file}", response_class=FileResponse)
+def get_file(
+    services: ServicesDep, name: NamePath, version: VersionPath, file: FilePath
+) -> FileResponse:
+    """Return one file of the artifact: the model card `README.md`, a plot, the weights."""
+    with services.database.read() as connection:
+        found = models.version(connection, name, version)
+    if file not in found.files:
+        raise NothingHere
+    sha256 = str(found.files[file]["sha256"])
+    with services.blobs.open(sha256):  # a missing file is an answer, not a broken connection
+        path = services.blobs.local_path(sha256)
+    kind = _MEDIA_TYPES.get(file.rpartition(".")[2], "application/octet-stream")
+    headers = {"ETag": f'"{sha256}"', "Content-Security-Policy": "sandbox; default-src 'none'"}
+    return FileResponse(path, media_type=kind, headers=headers)
+
+
 @router.get("/{name}/versions/{version}/evaluation")
 def get_evaluation(services: ServicesDep, name: NamePath, version: VersionPath) -> dict[str, Any]:
     """Return the evaluation on held-out images: confusion matrix, per class, per image."""
@@ -150,7 +173,7 @@ def put_alias(
 def _publish(
     services: Services, name: str, artifact: Artifact, idempotency_key: str | None
 ) -> VersionBody:
-    facts = artifact.facts
+    facts, evaluation = artifact.facts, artifact.files.get(EVALUATION_FILE)
     fingerprint = sha256_of_bytes(canonical_json(["models", name, artifact.digest]))
     new = NewVersion(
         name=name,
@@ -160,6 +183,7 @@ def _publish(
         architecture=facts.architecture,
         classes=list(facts.classes),
         metrics=dict(facts.metrics),
+        evaluation_sha256=None if evaluation is None else evaluation.sha256,
     )
     with services.database.write() as connection:
         made = idempotency.once(

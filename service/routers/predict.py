@@ -64,13 +64,17 @@ async def predict(
         str, Path(pattern=_REFERENCE, description="`name`, `name@alias` or `name@version`.")
     ],
     top_k: Annotated[int | None, Query(ge=1, le=10_000, description="Default: all labels.")] = None,
+    max_error: Annotated[
+        float | None,
+        Query(gt=0, lt=1, description="Abstain rather than be wrong more often than this."),
+    ] = None,
 ) -> dict[str, Any]:
     """Predict one image (raw body) or up to 32 (multipart `files`, or JSON `inputs`)."""
     started = time.perf_counter()
     version = await run_in_threadpool(_resolve, services, reference)
     async with services.predicting:
         images, alone = await _read_images(request)
-        answer = await _forward(services, version, images, top_k)
+        answer = await _forward(services, version, images, (top_k, max_error))
     predictions = [_prediction(item) for item in answer["predictions"]]
     if alone and "error" in predictions[0]:
         raise from_wire(answer["predictions"][0]["error"])
@@ -89,15 +93,19 @@ async def predict(
             "digest": version.artifact_digest,
         },
         "predictions": predictions,
+        "abstention": answer["abstention"],
         "timing": timing,
     }
 
 
 async def _forward(
-    services: Services, version: Version, images: list[bytes], top_k: int | None
+    services: Services,
+    version: Version,
+    images: list[bytes],
+    wanted: tuple[int | None, float | None],
 ) -> dict[str, Any]:
     try:
-        return await services.inference.predict(version.artifact_digest, images, top_k)
+        return await services.inference.predict(version.artifact_digest, images, *wanted)
     except (ArtifactError, StorageError, WeightsError) as error:
         # Broken on disk: nothing the caller can mend by asking differently.
         raise ModelUnavailable(version.name, version.version, str(error)) from error
@@ -169,11 +177,7 @@ def _prediction(item: dict[str, Any]) -> dict[str, Any]:
     if "error" in item:
         error = item["error"]
         told = {"code": error["code"], "detail": error["message"]}
-        return {"label": None, "score": None, "scores": [], "abstained": False, "error": told}
-    best = item["scores"][0]
-    return {
-        "label": best["label"],
-        "score": best["score"],
-        "scores": item["scores"],
-        "abstained": False,
-    }
+        nothing: dict[str, Any] = {"label": None, "score": None, "scores": []}
+        unknown = {"abstained": False, "ood_score": None, "out_of_distribution": False}
+        return {**nothing, **unknown, "error": told}
+    return {"label": item["scores"][0]["label"], "score": item["scores"][0]["score"], **item}

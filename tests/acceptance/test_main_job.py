@@ -132,16 +132,15 @@ def test_aliases_move_by_compare_and_set_and_roll_back(graft: Graft, dataset: Js
 
 
 def test_downloaded_artifact_can_be_imported_and_answers_the_same(
-    graft: Graft, shared: Path, head_job: Json, tmp_path: Path
+    graft: Graft, service: RunningService, shared: Path, head_job: Json, tmp_path: Path
 ) -> None:
     version = head_job["result"]["version"]
     archive = graft.download_archive("insects", version, tmp_path / "insects.zip")
-    assert set(zipfile.ZipFile(archive).namelist()) == {
-        "artifact.json",
-        "golden.safetensors",
-        "model.safetensors",
-    }
+    files = httpx2.get(f"{service.url}/v1/models/insects/versions/{version}").json()["files"]
+    assert set(zipfile.ZipFile(archive).namelist()) == set(files)
+    assert {"artifact.json", "model.safetensors", "README.md", "confusion.svg"} <= set(files)
     imported = graft.import_archive("insects-imported", archive)
+    assert graft.evaluation("insects-imported", 1) == graft.evaluation("insects", version)
     assert imported["version"] == 1
     with zipfile.ZipFile(shared / "data" / "hymenoptera.zip") as photographs:
         name = next(n for n in photographs.namelist() if n.startswith("val/bees/") and n[-1] != "/")
@@ -161,6 +160,60 @@ def test_evaluation_names_every_held_out_image(graft: Graft, head_job: Json) -> 
     evaluation = graft.evaluation("insects", head_job["result"]["version"])
     confusion = evaluation["confusion"]
     assert sum(sum(row) for row in confusion) == HELD_OUT
+    assert evaluation["calibration"]["fitted_on"] == "train-folds"
+    assert evaluation["roc"]["auc"] > 0.98
+    wrong = [row for row in evaluation["predictions"] if row["label"] != row["predicted"]]
+    assert len(evaluation["most_confident_errors"]) == len(wrong)
+
+
+def test_card_and_plots_can_be_looked_at(service: RunningService, head_job: Json) -> None:
+    base = f"{service.url}/v1/models/insects/versions/{head_job['result']['version']}/files"
+    card = httpx2.get(f"{base}/README.md")
+    assert card.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert "## Licence" in card.text
+    plot = httpx2.get(f"{base}/confusion.svg")
+    assert plot.headers["content-type"] == "image/svg+xml"
+    assert "sandbox" in plot.headers["content-security-policy"]
+    assert plot.headers["x-content-type-options"] == "nosniff"
+    assert httpx2.get(f"{base}/secrets.txt").status_code == 404
+    assert httpx2.get(f"{base}/..%2F..%2Fdatabase").status_code in (404, 422)
+
+
+def test_photographs_of_another_kind_are_called_out_of_distribution(
+    graft: Graft, shared: Path, dataset: Json, head_job: Json
+) -> None:
+    model = f"insects@{head_job['result']['version']}"
+    flagged = {}
+    for name, wanted in (
+        ("hymenoptera.zip", lambda path: path.startswith("val/") and path.endswith(".jpg")),
+        ("PennFudanPed.zip", lambda path: "/PNGImages/" in path and path.endswith(".png")),
+    ):
+        with zipfile.ZipFile(shared / "data" / name) as archive:
+            paths = sorted(filter(wanted, archive.namelist()))[::5]
+            images = [archive.read(path) for path in paths[:32]]
+        predictions = graft.predict(model, *images)["predictions"]
+        assert all(p["abstained"] or not p["out_of_distribution"] for p in predictions)
+        flagged[name] = sum(p["out_of_distribution"] for p in predictions) / len(images)
+    assert flagged["hymenoptera.zip"] <= 0.1
+    assert flagged["PennFudanPed.zip"] >= 0.8
+
+
+def test_a_stated_error_budget_is_kept(
+    graft: Graft, shared: Path, dataset: Json, head_job: Json
+) -> None:
+    model = f"insects@{head_job['result']['version']}"
+    held_out = graft.images(dataset["id"], split="val")[:32]
+    with zipfile.ZipFile(shared / "data" / "hymenoptera.zip") as archive:
+        images = [archive.read(item["path"]) for item in held_out]
+    answer = graft.predict(model, *images, max_error=0.05)
+    assert answer["abstention"]["error_bound"] <= 0.05
+    answered = [p for p in answer["predictions"] if not p["abstained"]]
+    assert len(answered) >= 16
+    assert all(p["score"] > answer["abstention"]["threshold"] for p in answered)
+    impossible = graft.predict(model, images[0], max_error=0.0001)
+    assert impossible["abstention"]["threshold"] is None
+    assert impossible["predictions"][0]["abstained"]
+    assert impossible["predictions"][0]["label"] in ("ants", "bees")
 
 
 def test_events_are_gapless_and_resumable(graft: Graft, head_job: Json) -> None:

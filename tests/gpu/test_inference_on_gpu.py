@@ -18,7 +18,7 @@ from models_cache.blobs import BlobStore
 from models_cache.classifiers import golden_outputs, tensors_to_publish
 from models_cache.decode import ImageLimits
 from models_cache.durable import sha256_of_file
-from models_cache.predictor import BackboneKey, Predictor, QueuedImage, choose_device
+from models_cache.predictor import BackboneKey, ImageOutput, Predictor, QueuedImage, choose_device
 from models_cache.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.gpu
@@ -98,7 +98,7 @@ def predict(predictor: Predictor, digests: list[str], images: list[Pixels]) -> t
     models = [predictor.pin(digest).value for digest in digests]
     queued = [QueuedImage(model, pixels) for model, pixels in zip(models, images, strict=True)]
     outcomes = predictor.forward(models[0].backbone_key, queued)
-    return torch.stack([outcome for outcome in outcomes if isinstance(outcome, torch.Tensor)])
+    return torch.stack([found.scores for found in outcomes if isinstance(found, ImageOutput)])
 
 
 def test_a_model_made_on_a_cpu_is_accepted_and_answers_the_same_on_cuda(data_folder: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_batch_beyond_the_memory_of_the_device_is_answered_in_parts(data_folde
     torch.cuda.empty_cache()
     bound = (torch.cuda.memory_reserved() + (200 << 20)) / torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(bound)
-    batcher = Batcher[BackboneKey, QueuedImage, torch.Tensor](predictor.forward, count, count)
+    batcher = Batcher[BackboneKey, QueuedImage, ImageOutput](predictor.forward, count, count)
     try:
         answers = [batcher.submit(key, QueuedImage(model, pixels)) for pixels in images]
         batcher.start()

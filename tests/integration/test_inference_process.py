@@ -29,22 +29,25 @@ from PIL import Image
 from torch import nn
 
 from models_cache import wire
-from models_cache.artifacts import Artifact, ArtifactFacts, write_artifact
+from models_cache.artifacts import Artifact, ArtifactFacts, tensor_bytes, write_artifact
 from models_cache.asgi import MAX_UNIX_PATH_BYTES, listen
 from models_cache.backbones import build_backbone, feature_width
 from models_cache.blobs import BlobStore
+from models_cache.calibration import Calibration, Level
 from models_cache.classifiers import golden_images
 from models_cache.decode import ImageLimits, center_crop, decode_rgb, resize_shorter_side
 from models_cache.durable import sha256_of_file
 from models_cache.errors import InferenceAddressInvalid, ModelUnhealthy
 from models_cache.features import FOLDED, choose_engine, normalised
 from models_cache.inference import InferenceApp, InferenceConfig
-from models_cache.predictor import Predictor, QueuedImage
+from models_cache.novelty import fit_familiarity
+from models_cache.predictor import ImageOutput, Predictor, QueuedImage
 from models_cache.preprocessing import Preprocessing
 
 DEADLINE_SECONDS = 60
 ARCHITECTURE = "squeezenet1_1"
 PREPROCESSING = Preprocessing(resize_px=96, crop_px=80)
+FOLDS = torch.arange(60) % 5
 START = """
 import json, sys
 from pathlib import Path
@@ -107,7 +110,12 @@ class Folder:
         self.weights_sha256 = sha256_of_file(weights / "random.pth")
 
     def publish(
-        self, seed: int, whole: bool = False, golden_error: float = 0.0, **facts: object
+        self,
+        seed: int,
+        whole: bool = False,
+        golden_error: float = 0.0,
+        documents: dict[str, bytes] | None = None,
+        **facts: object,
     ) -> Artifact:
         """Write the artifact of a random head; its stored logits are off by `golden_error`."""
         classes = ("ant", "bee", f"cat-{seed}")
@@ -134,7 +142,19 @@ class Folder:
             replace(description, **facts),  # type: ignore[arg-type]  # facts of the test's choosing
             head | state if whole else head,
             golden,
+            documents,
         )
+
+    def features(self, images: Sequence[bytes]) -> torch.Tensor:
+        """Return what the backbone makes of encoded images, float32 `[N, D]`."""
+        crops = [
+            center_crop(resize_shorter_side(decode_rgb(i), PREPROCESSING.resize_px, "bilinear"), 80)
+            for i in images
+        ]
+        with torch.inference_mode():
+            pixels = torch.from_numpy(np.stack(crops))
+            found: torch.Tensor = self.backbone(normalised(pixels, PREPROCESSING))
+        return found
 
     def head(self, seed: int, classes: int = 3) -> dict[str, NDArray[np.float32]]:
         """Draw a head that tells images apart: a random network's features are nearly parallel."""
@@ -186,9 +206,14 @@ class Process:
         return answer
 
     def predict(
-        self, digest: str, images: Sequence[bytes], top_k: int | None = None
+        self,
+        digest: str,
+        images: Sequence[bytes],
+        top_k: int | None = None,
+        max_error: object = None,
     ) -> httpx2.Response:
-        frame = wire.encode({"artifact": digest, "top_k": top_k}, images)
+        header = {"artifact": digest, "top_k": top_k, "max_error": max_error}
+        frame = wire.encode(header, images)
         return self.client.post("/predict", content=frame)
 
     def scores(self, digest: str, image: bytes) -> dict[str, float]:
@@ -227,6 +252,14 @@ def photograph(seed: int, width_px: int = 160, height_px: int = 120) -> bytes:
     image = Image.fromarray(corners).resize((width_px, height_px), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def noise(seed: int) -> bytes:
+    """Return a PNG of noise: all of them look nearly the same to the network."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
@@ -298,9 +331,73 @@ def test_a_model_with_outputs_that_are_not_finite_does_not_spoil_the_batch(folde
     first, failed, last = predictor.forward(healthy.backbone_key, images)
     assert isinstance(failed, ModelUnhealthy)
     assert failed.digest == sick.head.artifact.digest
-    assert isinstance(first, torch.Tensor)
-    assert isinstance(last, torch.Tensor)
-    torch.testing.assert_close(first, last)
+    assert isinstance(first, ImageOutput)
+    assert isinstance(last, ImageOutput)
+    torch.testing.assert_close(first.scores, last.scores)
+
+
+def test_scores_are_divided_by_the_temperature_and_the_order_stays(
+    folder: Folder, process: Process
+) -> None:
+    image, plain = photograph(3), folder.publish(1)
+    warm = folder.publish(1, calibration=Calibration(4.0, "val", 100, 0.95, ()))
+    cold, tempered = (process.scores(artifact.digest, image) for artifact in (plain, warm))
+    assert list(cold) == list(tempered)
+    logits = torch.tensor(list(cold.values())).log()
+    assert list(tempered.values()) == pytest.approx((logits / 4).softmax(0).tolist(), abs=1e-4)
+
+
+def test_a_model_abstains_where_it_cannot_keep_the_error_budget(
+    folder: Folder, process: Process
+) -> None:
+    images = [photograph(seed) for seed in range(12)]
+    best = [max(process.scores(folder.publish(1).digest, image).values()) for image in images]
+    middle = float(np.median(best))
+    levels = (Level(0.5, middle, 0.0, 0.04), Level(1.0, 0.0, 0.1, 0.2))
+    digest = folder.publish(1, calibration=Calibration(1.0, "val", 100, 0.95, levels)).digest
+
+    def asked(max_error: float | None) -> dict[str, Any]:
+        answer = process.predict(digest, images, max_error=max_error).raise_for_status().json()
+        return dict(answer)
+
+    free = asked(None)
+    assert free["abstention"] is None
+    assert not any(prediction["abstained"] for prediction in free["predictions"])
+    strict = asked(0.05)
+    assert strict["abstention"]["threshold"] == middle
+    assert strict["abstention"]["coverage"] == 0.5
+    abstained = [prediction["abstained"] for prediction in strict["predictions"]]
+    assert abstained == [score <= middle for score in best]
+    assert not any(prediction["abstained"] for prediction in asked(0.5)["predictions"])
+    impossible = asked(0.001)
+    assert impossible["abstention"]["threshold"] is None
+    assert all(prediction["abstained"] for prediction in impossible["predictions"])
+    uncalibrated = process.predict(folder.publish(1).digest, images, max_error=0.5).json()
+    assert all(prediction["abstained"] for prediction in uncalibrated["predictions"])
+
+
+def test_images_unlike_the_known_ones_are_called_out_of_distribution(
+    folder: Folder, process: Process
+) -> None:
+    familiarity = fit_familiarity(folder.features([noise(seed) for seed in range(60)]), FOLDS)
+    assert familiarity is not None
+    documents = {"familiarity.safetensors": tensor_bytes(familiarity.arrays())}
+    digest = folder.publish(1, documents=documents).digest
+    images = [noise(1000), photograph(7)]
+    known, unknown = process.predict(digest, images).raise_for_status().json()["predictions"]
+    assert 0 <= known["ood_score"] < unknown["ood_score"] == 1.0
+    assert unknown["out_of_distribution"]
+    assert unknown["abstained"]
+    expected, _ = familiarity.judge(folder.features(images))
+    assert [known["ood_score"], 1.0] == pytest.approx(expected.tolist(), abs=0.05)
+    unaware = process.predict(folder.publish(1).digest, images).json()["predictions"]
+    assert [prediction["ood_score"] for prediction in unaware] == [None, None]
+
+
+def test_an_error_budget_that_is_no_fraction_is_refused(folder: Folder, process: Process) -> None:
+    for wrong in (0, 1, 1.5, -0.1, "0.1", True):
+        answer = process.predict(folder.publish(1).digest, [photograph(1)], max_error=wrong)
+        assert answer.status_code == 400, wrong
 
 
 def test_a_whole_artifact_has_its_own_backbone_and_the_same_answers(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.archives import pack_artifact, unpack_artifact
 from models_cache.artifacts import (
     Artifact,
     ArtifactFacts,
@@ -17,11 +18,13 @@ from models_cache.artifacts import (
     parse_artifact,
     read_artifact,
     read_golden,
+    tensor_bytes,
     verify_artifact,
     write_artifact,
 )
 from models_cache.backbones import Classifier, build_backbone, feature_width
 from models_cache.blobs import BlobStore
+from models_cache.calibration import Calibration, Level
 from models_cache.classifiers import (
     check_golden,
     golden_outputs,
@@ -38,7 +41,9 @@ from models_cache.errors import (
     WeightsKeysMismatch,
 )
 from models_cache.features import choose_engine, freeze
+from models_cache.novelty import fit_familiarity
 from models_cache.preprocessing import Preprocessing
+from models_cache.svg import Drawing
 
 ARCHITECTURE = "squeezenet1_1"
 SMALL = Preprocessing(resize_px=72, crop_px=64)
@@ -115,6 +120,97 @@ def test_a_head_is_small_and_shares_its_backbone(blobs: BlobStore, classifier: C
     assert head.backbone_key != whole.backbone_key
 
 
+def with_documents(blobs: BlobStore, model: Classifier, **different: bytes) -> Artifact:
+    """Publish a head with a card, a plot, an evaluation and familiar features."""
+    features = torch.randn(40, feature_width(ARCHITECTURE))
+    familiarity = fit_familiarity(features, torch.arange(40) % 5)
+    assert familiarity is not None
+    documents = {
+        "README.md": "# Grüße".encode(),
+        "roc.svg": Drawing(10, 10, "title").as_bytes(),
+        "evaluation.json": canonical_json({"format": 2}),
+        "familiarity.safetensors": tensor_bytes(familiarity.arrays()),
+    }
+    named = {name.replace("__", "."): data for name, data in different.items()}
+    tensors, golden = tensors_to_publish(model, "head"), golden_outputs(model, SMALL)
+    calibration = Calibration(1.25, "val", 40, 0.95, (Level(1.0, 0.0, 0.1, 0.2),))
+    return write_artifact(
+        blobs, facts("head", calibration=calibration), tensors, golden, documents | named
+    )
+
+
+def test_card_plots_evaluation_and_calibration_are_part_of_an_artifact(
+    blobs: BlobStore, classifier: Classifier, tmp_path: Path
+) -> None:
+    written = with_documents(blobs, classifier)
+    assert verify_artifact(blobs, written.digest) == written
+    assert written.facts.calibration is not None
+    other = BlobStore(tmp_path / "other")
+    with (tmp_path / "x.zip").open("w+b") as file:
+        pack_artifact(blobs, written.files_as_json(), file)
+    (tmp_path / "other").mkdir()
+    assert unpack_artifact(other, tmp_path / "x.zip") == written
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"README__md": b"\xff"},
+        {"roc__svg": b"<svg xmlns='http://www.w3.org/2000/svg'><script/></svg>"},
+        {"roc__svg": b"no drawing"},
+        {"evaluation__json": b'{"format": NaN}'},
+        {"evaluation__json": b"[]"},
+        {"evaluation__json": b'{"b": 1,  "a": 2}'},
+        {"familiarity__safetensors": tensor_bytes({"centre": np.zeros(512, np.float32)})},
+        {"familiarity__safetensors": b"\xff" * 64},
+    ],
+)
+def test_documents_that_are_not_what_their_name_says_are_refused(
+    blobs: BlobStore, classifier: Classifier, wrong: dict[str, bytes]
+) -> None:
+    with pytest.raises(ArtifactMalformed):
+        verify_artifact(blobs, with_documents(blobs, classifier, **wrong).digest)
+
+
+@pytest.mark.parametrize("fault", ["axes", "order", "nan", "centre"])
+def test_familiar_features_that_cannot_be_used_are_refused(
+    blobs: BlobStore, classifier: Classifier, fault: str
+) -> None:
+    width = feature_width(ARCHITECTURE)
+    arrays: dict[str, Any] = {
+        "centre": np.zeros(width, np.float32),
+        "axes": np.zeros((width, 2), np.float16),
+        "novelties": np.array([0.1, 0.2], np.float32),
+    }
+    broken = {
+        "axes": {"axes": arrays["axes"][:5]},
+        "order": {"novelties": arrays["novelties"][::-1]},
+        "nan": {"novelties": np.array([0.1, np.nan], np.float32)},
+        "centre": {"centre": arrays["centre"].astype(np.float64)},
+    }
+    good = tensor_bytes(arrays)
+    sound = with_documents(blobs, classifier, familiarity__safetensors=good)
+    verify_artifact(blobs, sound.digest)
+    bad = tensor_bytes(arrays | broken[fault])
+    digest = with_documents(blobs, classifier, familiarity__safetensors=bad).digest
+    with pytest.raises(ArtifactMalformed):
+        verify_artifact(blobs, digest)
+
+
+def test_an_artifact_of_the_first_format_is_still_read(
+    blobs: BlobStore, classifier: Classifier, weights_path: Path
+) -> None:
+    value = json.loads(blobs.read(published(blobs, classifier, "head").digest))
+    del value["calibration"]
+    old = blobs.put_bytes(canonical_json({**value, "format": 1}))
+    artifact = verify_artifact(blobs, old.sha256)
+    assert artifact.facts.calibration is None
+    check_golden(load_classifier(artifact, blobs, weights_path), artifact, blobs)
+    newer = {**value, "format": 1, "files": {**value["files"], "README.md": old.as_json()}}
+    with pytest.raises(ArtifactMalformed, match="README"):
+        parse_artifact(canonical_json(newer))
+
+
 def test_golden_outputs_reveal_other_weights(
     blobs: BlobStore, classifier: Classifier, weights_path: Path
 ) -> None:
@@ -167,7 +263,7 @@ def test_a_missing_file_is_named(blobs: BlobStore, classifier: Classifier) -> No
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 3},
         {"task": "detection"},
         {"kind": "half"},
         {"classes": []},

@@ -1,0 +1,1 @@
+"""What can honestly be said about a trained model: figures, calibration, plots, model card."""

@@ -1,0 +1,132 @@
+"""How unlike the known images an image is: the part of its features that they do not span.
+
+Features are scaled to length 1 and centred; what is left of them outside the principal axes of
+the known images is their novelty. Images of another kind have more of it, whatever label their
+logits suggest. Chosen by measurement against nearest neighbours, energy and others
+(`docs/experiments.md`); it also needs the fewest numbers, and a thousand models are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+AXES = 32
+_IMAGES_PER_AXIS = 4  # at least
+FEWEST_IMAGES = 20  # below, axes and ranks would be noise: no score at all
+MOST_IMAGES = 1000  # that axes are fitted on; decomposing more costs seconds and changes little
+FALSE_ALARMS = 0.02  # of images like the known ones, at most, are called out of distribution
+
+
+@dataclass(frozen=True, eq=False)
+class Familiarity:
+    """The known images, as far as judging a new one needs them.
+
+    Args:
+        centre: Mean of their scaled features, float32 `[D]`.
+        axes: Principal axes, float16 `[D, R]`, orthonormal columns.
+        novelties: What known images themselves are off the axes of others, float32 `[K]`,
+            ascending.
+    """
+
+    centre: Tensor
+    axes: Tensor
+    novelties: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return self.centre.nbytes + self.axes.nbytes + self.novelties.nbytes
+
+    def judge(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Judge images by their raw features, float32 `[B, D]`.
+
+        Returns:
+            Scores float `[B]`: the fraction of the known images that are less unusual. And bool
+            `[B]`: whether an image is out of distribution, that is, whether so few known ones
+            are as unusual that for an image like them the chance is at most `FALSE_ALARMS`.
+
+        Source:
+            Rank as in Bates et al. 2023, arXiv:2104.08279 (conformal p-values).
+        """
+        novelty = _novelty(features, self.centre, self.axes.float())
+        less = torch.searchsorted(self.novelties, novelty)
+        known = len(self.novelties)
+        chance = (1 + known - less).double() / (1 + known)
+        return less.double() / known, chance <= FALSE_ALARMS
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the tensors of `familiarity.safetensors` by name."""
+        return {name: getattr(self, name).numpy() for name in self.__dataclass_fields__}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Familiarity:
+        """Rebuild from `arrays`'s form, checked when the artifact was."""
+        return cls(**{name: torch.from_numpy(arrays[name]) for name in cls.__dataclass_fields__})
+
+
+def fit_familiarity(features: Tensor, folds: Tensor) -> Familiarity | None:
+    """Learn what known images look like; None for fewer than `FEWEST_IMAGES` images.
+
+    Args:
+        features: Raw features of images, float32 `[N, D]`. Deterministic: of more than
+            `MOST_IMAGES` every n-th is taken.
+        folds: Fold of each image, int64 `[N]`, copies in one fold: an image's own novelty is
+            taken from axes that it was not part of.
+
+    Source:
+        Wang et al. 2022, arXiv:2203.10807, section 4.1 (the residual of ViM, centred at the
+        mean); length 1 as in Sun et al. 2022, arXiv:2204.06507.
+    """
+    step = -(-len(features) // MOST_IMAGES)
+    features, folds = features[::step], folds[::step]
+    if len(features) < FEWEST_IMAGES:
+        return None
+    rows = F.normalize(features)
+    products = (rows @ rows.T).double()  # [N, N]: all that the folds need to know of the images
+    own = torch.empty(len(rows))
+    for fold in folds.unique():
+        out = folds == fold
+        if out.all():
+            return None  # copies of one image
+        own[out] = _novelty_by_products(products, out, ~out).float()
+    centre = rows.mean(dim=0)
+    axes = (rows - centre).T @ _directions(_centred(products)).float()  # [D, R]
+    return Familiarity(centre, axes.half(), own.sort().values)
+
+
+def _novelty(features: Tensor, centre: Tensor, axes: Tensor) -> Tensor:
+    """Return the length `[B]` of what scaled features have off the axes."""
+    rows = F.normalize(features) - centre
+    spanned = (rows @ axes).square().sum(dim=1)
+    return (rows.square().sum(dim=1) - spanned).clamp_min(0).sqrt()
+
+
+def _novelty_by_products(products: Tensor, out: Tensor, known: Tensor) -> Tensor:
+    """Return `_novelty` of some rows by the centre and the axes of others, from inner products."""
+    inner, across = products[known][:, known], products[out][:, known]  # [A, A], [B, A]
+    length = 1 - 2 * across.mean(dim=1) + inner.mean()
+    across = across - across.mean(dim=1, keepdim=True) - inner.mean(dim=0) + inner.mean()
+    spanned = (across @ _directions(_centred(inner))).square().sum(dim=1)
+    return (length - spanned).clamp_min(0).sqrt()
+
+
+def _centred(products: Tensor) -> Tensor:
+    """Return the inner products of rows after their mean is taken off."""
+    means = products.mean(dim=0)
+    return products - means - means[:, None] + means.mean()
+
+
+def _directions(products: Tensor) -> Tensor:
+    """Return what makes unit axes of centred rows, float64 `[N, R]`, from their products."""
+    count = max(1, min(AXES, len(products) // _IMAGES_PER_AXIS))
+    # The first axes are far above float32's noise, and it takes two thirds of the time
+    values, vectors = torch.linalg.eigh(products.float())
+    directions: Tensor = (vectors[:, -count:] / values[-count:].clamp_min(1e-6).sqrt()).double()
+    return directions

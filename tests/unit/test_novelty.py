@@ -1,0 +1,84 @@
+"""Telling unknown kinds of images from known ones, on drawn features."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import normalize
+
+from models_cache import novelty
+from models_cache.novelty import FALSE_ALARMS, Familiarity, fit_familiarity
+
+
+def kind_of_images(seed: int, count: int, axes_seed: int = 0) -> torch.Tensor:
+    """Draw features `[N, 40]` near a plane of four dimensions that `axes_seed` chooses."""
+    axes = torch.randn(4, 40, generator=torch.Generator().manual_seed(axes_seed))
+    generator = torch.Generator().manual_seed(seed)
+    inside = torch.randn(count, 4, generator=generator) @ axes
+    return inside + 0.3 * torch.randn(count, 40, generator=generator)
+
+
+def folds(count: int) -> torch.Tensor:
+    return torch.arange(count) % 5
+
+
+def test_images_of_another_kind_are_called_out_of_distribution() -> None:
+    known = fit_familiarity(kind_of_images(1, 200), folds(200))
+    assert known is not None
+    scores, strange = known.judge(kind_of_images(2, 500))
+    assert strange.double().mean() <= 2 * FALSE_ALARMS
+    assert 0.4 < scores.mean() < 0.6  # ranks of images like the known ones are uniform
+    scores, strange = known.judge(kind_of_images(3, 100, axes_seed=9))
+    assert scores.min() > 0.95
+    assert strange.double().mean() > 0.9
+
+
+def test_a_scale_of_the_features_says_nothing() -> None:
+    known = fit_familiarity(kind_of_images(1, 100), folds(100))
+    assert known is not None
+    images = kind_of_images(2, 10)
+    torch.testing.assert_close(known.judge(images)[0], known.judge(7 * images)[0])
+
+
+def test_the_novelty_of_known_images_is_that_of_images_left_out() -> None:
+    features, fold = kind_of_images(1, 60), folds(60)
+    known = fit_familiarity(features, fold)
+    assert known is not None
+    expected = []
+    for left_out in range(5):
+        rows = normalize(features[fold != left_out].double())
+        centre = rows.mean(dim=0)
+        _, _, axes = torch.linalg.svd(rows - centre, full_matrices=False)
+        new = normalize(features[fold == left_out].double()) - centre
+        own = axes[: len(rows) // 4]
+        expected.append((new - new @ own.T @ own).norm(dim=1))
+    torch.testing.assert_close(
+        known.novelties, torch.cat(expected).sort().values.float(), atol=2e-3, rtol=1e-2
+    )
+
+
+def test_many_images_are_thinned_and_few_say_nothing() -> None:
+    features = kind_of_images(1, 2500)
+    known = fit_familiarity(features, folds(2500))
+    assert known is not None
+    assert len(known.novelties) == 834
+    assert known.axes.shape == (40, novelty.AXES)
+    few = novelty.FEWEST_IMAGES - 1
+    assert fit_familiarity(features[:few], folds(few)) is None
+    assert fit_familiarity(features[:50], torch.zeros(50)) is None
+
+
+def test_the_same_images_give_the_same_familiarity_after_storage() -> None:
+    features = kind_of_images(1, 100)
+    first, second = (fit_familiarity(features, folds(100)) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    stored = Familiarity.of(second.arrays())
+    assert all(torch.equal(getattr(first, n), getattr(stored, n)) for n in first.arrays())
+
+
+def test_copies_of_one_image_are_judged_without_an_error() -> None:
+    features = torch.ones(40, 8)
+    known = fit_familiarity(features, folds(40))
+    assert known is not None
+    scores, _ = known.judge(torch.ones(2, 8))
+    assert scores.isfinite().all()
