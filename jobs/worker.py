@@ -169,8 +169,10 @@ class Worker:
         kinds = SLOT_KINDS[slot]
         with self._database.read() as connection:
             waiting = leases.next_claimable(connection, kinds)
-        admitted = waiting and self._gate.ask(waiting, slot, free[0], self._attempts)
-        if waiting is None or admitted is None:
+        if waiting is None:
+            return False
+        admitted = self._gate.ask(waiting, slot, free[0], self._attempts)
+        if admitted is None:
             return False
         lease_length = timedelta(seconds=self._limits.lease_seconds)
         token = uuid.uuid4().hex
