@@ -94,6 +94,28 @@ class JobNotEnded(JobError):
 
 
 @leaf
+class RetryExists(JobError):
+    """A job is retried once: as it was asked for, or to the bit."""
+
+    code = "retry-exists"
+    sentence = "job {job_id} was retried already, as {retry_id}, with `reproduce` {reproduce}"
+    job_id: str
+    retry_id: str
+    reproduce: str
+
+
+@leaf
+class ReceiptMissing(JobError):
+    """Only a fine-tuning job that got as far as its receipt can be reproduced."""
+
+    code = "receipt-missing"
+    sentence = (
+        "job {job_id} has no receipt of a fine-tuning to reproduce; retry it without `reproduce`"
+    )
+    job_id: str
+
+
+@leaf
 class LeaseLost(JobError):
     """The worker's right to a job has ended; nothing it writes counts any more."""
 
@@ -248,6 +270,20 @@ class AttemptStalled(JobError):
     sentence = "an attempt of job {job_id} made no progress for {seconds:.0f} seconds"
     job_id: str
     seconds: float
+
+
+@leaf
+class NotReproducible(TrainingError):
+    """What a job's receipt names is not what is there now."""
+
+    code = "not-reproducible"
+    sentence = (
+        "{count} things are not as the receipt of job {job_id} says: {differences}; put them back, "
+        "or retry without `reproduce`"
+    )
+    job_id: str
+    count: int
+    differences: str
 
 
 @leaf

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from jobs import lifecycle
 from jobs.promotion import conclude, first_result
+from jobs.reproduction import compare_versions
 from jobs.states import JobEvent
 from jobs.store import datasets, jobs, leases, models
 from jobs.store.database import Database, utc_now
@@ -52,6 +53,8 @@ def finish(
             result = _publish_dataset(connection, job, last)
         else:
             result = {key: value for key, value in last.items() if key not in ("kind", "at")}
+        if "reproduce" in job.spec:
+            result = {**result, "reproduced": compare_versions(connection, job)}
         metrics = (promotion or last).get("metrics")
         if metrics:
             leases.record(

@@ -148,7 +148,8 @@ def _fine_tune(
         "seed": job.spec["seed"],
         "time_limit_seconds": job.spec["time_limit_seconds"],
         "device": machine.device,
-        "threads": machine.train_threads,
+        "threads": _threads(machine, job),
+        "reproduce": job.spec.get("reproduce"),
         "lineage": {
             "job_id": job.id,
             "dataset_id": dataset.id,
@@ -158,6 +159,13 @@ def _fine_tune(
         },
         **_weights(machine),
     }
+
+
+def _threads(machine: Machine, job: Job) -> int:
+    """Return the CPU threads: the recorded ones for a reproduction, with others sums differ."""
+    if "reproduce" not in job.spec:
+        return machine.train_threads
+    return int(job.spec["reproduce"]["receipt"]["numerics"]["threads"])
 
 
 def _race(

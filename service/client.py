@@ -186,6 +186,10 @@ class Graft:
         """Do `cancel`, `pause`, `resume` or `retry`."""
         return self._call("POST", f"/v1/jobs/{job_id}/{action}")
 
+    def reproduce(self, job_id: str) -> Json:
+        """Repeat an ended job to the bit; the new job fails if something is not as it was."""
+        return self._call("POST", f"/v1/jobs/{job_id}/retry", json={"reproduce": True})
+
     def events(self, job_id: str) -> Iterator[Json]:
         """Yield a job's events as they happen, until its end; reconnects where it was.
 

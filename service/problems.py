@@ -48,6 +48,8 @@ STATUS: dict[type[GraftError], int] = {
     jobs_errors.JobNotFound: 404,
     jobs_errors.IllegalTransition: 409,
     jobs_errors.JobNotEnded: 409,
+    jobs_errors.RetryExists: 409,
+    jobs_errors.ReceiptMissing: 409,
     jobs_errors.ModelError: 422,
     jobs_errors.ModelNotFound: 404,
     jobs_errors.VersionNotFound: 404,

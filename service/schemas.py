@@ -42,6 +42,14 @@ class JobRequest(Request):
     webhook: None = Field(None, description="Not offered yet.")
 
 
+class RetryRequest(Request):
+    """`POST /v1/jobs/{job_id}/retry`."""
+
+    reproduce: bool = Field(
+        False, description="Repeat to the bit what the job's receipt says, or fail and say why not."
+    )
+
+
 class DownloadRequest(Request):
     """`POST /v1/backbones/{architecture}/download`."""
 

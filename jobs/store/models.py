@@ -172,6 +172,16 @@ def versions(connection: Connection, name: str, project: str = DEFAULT_PROJECT) 
     return [_version(row) for row in rows]
 
 
+def of_job(connection: Connection, job_id: str, project: str = DEFAULT_PROJECT) -> list[Version]:
+    """Return the versions that a job published, in the order of their publication."""
+    rows = connection.execute(
+        select(model_versions)
+        .where(model_versions.c.project == project, model_versions.c.job_id == job_id)
+        .order_by(model_versions.c.version)
+    )
+    return [_version(row) for row in rows]
+
+
 def resolve(
     connection: Connection, name: str, reference: str | None, project: str = DEFAULT_PROJECT
 ) -> Version:

@@ -7,16 +7,17 @@ weights -> decode -> features -> head -> train -> evaluate -> publish. Recipe `h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jobs.errors import RecipeInvalid
+from jobs.errors import NotReproducible, RecipeInvalid
 from jobs.eta import TrainingEstimate, TrainingPlan
 from jobs.progress import ProgressWriter
+from jobs.receipts import CODE_VERSION, differences
 from jobs.recipes import (
     AutoRecipe,
     FinetuneRecipe,
@@ -94,16 +95,35 @@ def settle(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
         engine = choose_engine(backbone.module, probe, backbone.preprocessing)
     task = Classification(data.dataset.manifest.classes)
     ready = Ready(place, backbone, data, task, recipe, engine)
-    place.progress.resolved(
-        {
-            "recipe": {"name": spec.recipe, "parameters": as_json(recipe)},
-            "weights": backbone.weights,
-            "preprocessing": backbone.preprocessing.as_json(),
-            "numerics": ready.numerics,
-            "seed": spec.seed,
-        }
-    )
+    receipt = {
+        "dataset": data.dataset.manifest.digest,
+        "recipe": {"name": spec.recipe, "parameters": as_json(recipe)},
+        "weights": backbone.weights,
+        "preprocessing": backbone.preprocessing.as_json(),
+        "numerics": ready.numerics,
+        "seed": spec.seed,
+        CODE_VERSION: spec.lineage.get(CODE_VERSION),
+    }
+    place.progress.resolved(receipt)
+    if spec.reproduce is not None:
+        _check_receipt(place, spec.reproduce, receipt)
     return ready
+
+
+def _check_receipt(place: Place, reproduce: Mapping[str, Any], receipt: Mapping[str, Any]) -> None:
+    """Leave before anything is learned if a reproduction cannot give the same bits.
+
+    Raises:
+        NotReproducible: Something is not as the receipt of the job that is repeated says.
+    """
+    recorded = reproduce["receipt"]
+    found = differences(recorded, receipt)
+    if found:
+        raise NotReproducible(reproduce["job"], len(found), ", ".join(found))
+    before, now = recorded.get(CODE_VERSION), receipt[CODE_VERSION]
+    if before != now:
+        text = f"the job was run by version {before} of this program, this is {now}"
+        place.progress.warning("other-code-version", text)
 
 
 def _imbalance(data: TrainingData) -> float:

@@ -75,7 +75,6 @@ def race(spec: RaceSpec, progress: ProgressWriter, interruption: Interruption) -
         GraftError: A fact that the user can act on.
         StoppedOnRequest: SIGTERM arrived; the next attempt goes on behind the last probe.
     """
-    progress.expect(PhaseEstimate())
     place = Place.of(spec.common, progress, interruption)
     manifest = Manifest.load(place.blobs, spec.common.manifest_sha256)
     judged = Judged.of(manifest, spec.common.parameters["folds"])

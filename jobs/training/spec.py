@@ -31,6 +31,7 @@ class TrainSpec:
         time_limit_seconds: Bound on training time over all attempts, if any.
         checkpoint_steps: Steps between checkpoints, if not one per epoch and minute.
         lineage: Where the result comes from, recorded in the artifact.
+        reproduce: The `job` that is repeated and its `receipt`, if that is what is asked for.
     """
 
     run_folder: Path
@@ -50,6 +51,7 @@ class TrainSpec:
     time_limit_seconds: float | None
     checkpoint_steps: int | None
     lineage: Mapping[str, Any]
+    reproduce: Mapping[str, Any] | None = None
 
     @classmethod
     def load(cls, path: Path) -> TrainSpec:
@@ -73,4 +75,5 @@ class TrainSpec:
             time_limit_seconds=value["time_limit_seconds"],
             checkpoint_steps=value.get("checkpoint_steps"),
             lineage=value["lineage"],
+            reproduce=value.get("reproduce"),
         )

@@ -174,6 +174,13 @@ def follow(job: str, url: Url = DEFAULT_URL) -> None:
         _print_json(follow_job(graft, job)["metrics"])
 
 
+@jobs_app.command("reproduce")
+def reproduce(job: str, url: Url = DEFAULT_URL) -> None:
+    """Repeat an ended job to the bit and say whether the weights are the same bytes."""
+    with Graft(url) as graft:
+        _print_json(follow_job(graft, graft.reproduce(job)["id"])["result"])
+
+
 @jobs_app.command("act")
 def act(
     job: str,

@@ -15,7 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, StreamingResponse
 
 from jobs import lifecycle
-from jobs.errors import DatasetRejected, IllegalTransition, JobNotEnded
+from jobs.errors import DatasetRejected, IllegalTransition, JobNotEnded, RetryExists
+from jobs.reproduction import spec_of_reproduction
 from jobs.run_files import list_run_files, open_run_file
 from jobs.states import TERMINAL, JobEvent, JobState
 from jobs.store import datasets, events, idempotency, jobs
@@ -27,7 +28,7 @@ from service.event_stream import stream_events
 from service.json_body import json_body, json_request
 from service.race_schemas import race_spec
 from service.recipe_schemas import check_parameters
-from service.schemas import EventBody, FileBody, JobBody, JobRequest, Page
+from service.schemas import EventBody, FileBody, JobBody, JobRequest, Page, RetryRequest
 from service.services import (
     After,
     IdempotencyKey,
@@ -115,9 +116,18 @@ def resume_job(services: ServicesDep, job: JobDep) -> JobBody:
     return _placed(services, _ask(services, job, JobEvent.RESUME, done))
 
 
-@router.post("/{job_id}/retry", status_code=202)
-def retry_job(services: ServicesDep, response: Response, job: JobDep) -> JobBody:
-    """Make a new job with the same specification; repeated, it returns the same new job."""
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    openapi_extra=json_request(RetryRequest, required=False),
+)
+def retry_job(
+    services: ServicesDep,
+    response: Response,
+    job: JobDep,
+    body: Annotated[RetryRequest, json_body(RetryRequest, default=True)],
+) -> JobBody:
+    """Make a new job with the same specification, or (`reproduce`) with the same bits."""
     if job.type not in jobs.PUBLIC_TYPES:
         raise IllegalTransition(job.id, f"an internal {job.type}", "retry")
     if job.status not in TERMINAL:
@@ -125,18 +135,9 @@ def retry_job(services: ServicesDep, response: Response, job: JobDep) -> JobBody
     with services.database.write() as connection:
         again = jobs.find_retry(connection, job.id)
         if again is None:
-            new = jobs.NewJob(
-                id=new_id("job"),
-                type=job.type,
-                spec=job.spec,
-                priority=job.priority,
-                dataset_id=job.dataset_id,
-                model=job.model,
-                retry_of=job.id,
-            )
-            if job.dataset_id is not None:
-                _require_usable(datasets.get(connection, job.dataset_id))
-            again = jobs.accept(connection, new)
+            again = _accept_retry(connection, job, body.reproduce)
+        elif ("reproduce" in again.spec) != body.reproduce:
+            raise RetryExists(job.id, again.id, "on" if "reproduce" in again.spec else "off")
     response.headers["Location"] = f"/v1/jobs/{again.id}"
     return _placed(services, again)
 
@@ -225,6 +226,22 @@ def _insert(connection: Connection, body: JobRequest, spec: dict[str, Any]) -> s
         model=model,
     )
     return jobs.accept(connection, new).id
+
+
+def _accept_retry(connection: Connection, job: Job, reproduce: bool) -> Job:
+    original = {key: value for key, value in job.spec.items() if key != "reproduce"}
+    new = jobs.NewJob(
+        id=new_id("job"),
+        type=job.type,
+        spec=spec_of_reproduction(job) if reproduce else original,
+        priority=job.priority,
+        dataset_id=job.dataset_id,
+        model=job.model,
+        retry_of=job.id,
+    )
+    if job.dataset_id is not None:
+        _require_usable(datasets.get(connection, job.dataset_id))
+    return jobs.accept(connection, new)
 
 
 def _require_usable(dataset: Dataset) -> None:
