@@ -148,7 +148,7 @@ def get_file(
 
 @router.get("/{name}/versions/{version}/evaluation")
 def get_evaluation(services: ServicesDep, name: NamePath, version: VersionPath) -> dict[str, Any]:
-    """Return the evaluation on held-out images: confusion matrix, per class, per image."""
+    """Return the evaluation: figures with intervals, per class, per image, and calibration."""
     with services.database.read() as connection:
         found = models.version(connection, name, version)
     if found.evaluation_sha256 is None:
