@@ -86,12 +86,12 @@ def examine(ready: Ready, features: Tensor, fit: HeadFit) -> None:
     place, manifest = ready.place, ready.data.dataset.manifest
     train = torch.from_numpy(ready.data.train)
     with torch.inference_mode():
-        logits = fit.head(features.cpu())  # [N, C]
-    logits[train] = fit.out_of_fold_logits
-    findings = [
-        *_mislabels(manifest, logits, train),
-        *_odd_features(manifest, features, place.interruption.poll),
-    ]
+        logits = fit.head(features)  # [N, C]
+        logits[train] = fit.out_of_fold_logits
+        findings = [
+            *_mislabels(manifest, logits, train),
+            *_odd_features(manifest, features, place.interruption.poll),
+        ]
     told = [finding.as_json() for finding in findings]
     data = canonical_json({"format": FORMAT, "examined": _examined(ready), "findings": told})
     (place.spec.attempt_folder / FILE_NAME).write_bytes(data)
