@@ -31,7 +31,7 @@ class Attempt:
         offset_bytes: How much of the child's progress has been read.
         last_line: `result` or `error`, once the child wrote it.
         candidate: What the child offered for publication before its end, until it is published.
-        report_sha256: The report an ingest made.
+        report_sha256: What an ingest or a training found in the images.
         checkpoints: How many this attempt wrote.
         stopping: What it is being stopped for, if a person asked.
         stall: Why it is being stopped, if it made no progress.

@@ -166,6 +166,22 @@ class DatasetNotReady(DatasetError):
 
 
 @leaf
+class DataBlocked(DatasetError):
+    """A dataset has findings of a severity that a job was told to stop at."""
+
+    code = "data-blocked"
+    sentence = (
+        "dataset {dataset_id} has {count} findings that block_on {block_on!r} stops at: "
+        "{findings}; GET /v1/datasets/{dataset_id}/report names the images: correct them and "
+        "upload again, or submit with block_on 'never'"
+    )
+    dataset_id: str
+    block_on: str
+    count: int
+    findings: str
+
+
+@leaf
 class DatasetInUse(DatasetError):
     """A dataset that a job works on cannot be deleted."""
 

@@ -1,5 +1,7 @@
 """What else happens when a job moves: an ingest that ends without a result rejects its dataset.
 
+What a training found in the images is noted with them, whatever became of the training.
+
 Every move of a job that may end it goes through `move`, whoever makes it (a request, a worker, the
 recovery of a dead worker's jobs), so that no dataset stays `processing` without a job.
 """
@@ -36,7 +38,7 @@ def move(
         event: What happened.
         lease: Given by a worker.
         changes: Further columns to write.
-        report_sha256: For an ingest: the report that was still made.
+        report_sha256: What was found: by an ingest that has no result, or by a training.
 
     Raises:
         JobNotFound, IllegalTransition, LeaseLost: As `jobs.transition`.
@@ -47,6 +49,8 @@ def move(
     if moved.type == "ingest" and moved.status in (JobState.CANCELLED, JobState.FAILED):
         assert moved.dataset_id is not None, "an ingest job has a dataset"
         _reject_dataset(connection, moved.dataset_id, moved.error or _CANCELLED, report_sha256)
+    if moved.type != "ingest" and moved.dataset_id is not None and report_sha256 is not None:
+        datasets.set_examined(connection, moved.dataset_id, report_sha256)
     return moved
 
 

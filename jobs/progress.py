@@ -84,7 +84,7 @@ class ProgressWriter:
         self._append({"kind": "log", "message": message})
 
     def report(self, report_sha256: str) -> None:
-        """Report the blob that holds a dataset's report, before the last line."""
+        """Report the blob that holds what was found in the images, before the last line."""
         self._append({"kind": "report", "report_sha256": report_sha256})
 
     def candidate(self, candidate: dict[str, Any]) -> None:

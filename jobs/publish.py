@@ -25,7 +25,12 @@ _DATASET_FACTS = ("manifest_sha256", "report_sha256", "digest", "task", "classes
 
 
 def finish(
-    database: Database, blobs: BlobStore, job: Job, lease: Lease, last: dict[str, Any]
+    database: Database,
+    blobs: BlobStore,
+    job: Job,
+    lease: Lease,
+    last: dict[str, Any],
+    report_sha256: str | None = None,
 ) -> None:
     """Write the end of a job whose child said `result`.
 
@@ -35,6 +40,7 @@ def finish(
         job: The job.
         lease: The worker's right to it.
         last: The child's last line.
+        report_sha256: What a training found in the images.
 
     Raises:
         LeaseLost: The lease is over; nothing was written.
@@ -61,7 +67,14 @@ def finish(
                 connection, lease, {"metrics": metrics}, [("metrics", {"final": metrics})]
             )
         changes = {"result": result, "resources": _resources(job, last)}
-        lifecycle.move(connection, job, JobEvent.SUCCEED, lease=lease, changes=changes)
+        lifecycle.move(
+            connection,
+            job,
+            JobEvent.SUCCEED,
+            lease=lease,
+            changes=changes,
+            report_sha256=report_sha256,
+        )
         faults.reach("publish.in_tx")
     faults.reach("publish.after_commit")
 

@@ -309,7 +309,7 @@ class Worker:
         job, lease, last = attempt.job, attempt.lease, attempt.last_line
         if last is not None and last["kind"] == "result":
             try:
-                publish.finish(self._database, self._blobs, job, lease, last)
+                publish.finish(self._database, self._blobs, job, lease, last, attempt.report_sha256)
             except LeaseLost:
                 raise
             except GraftError as error:

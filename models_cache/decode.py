@@ -114,12 +114,14 @@ class ImageHeader:
         height_px: As stored.
         format: One of `JPEG PNG WEBP BMP GIF TIFF`.
         animated: There is more than one frame; only the first is used.
+        mode: How Pillow calls the way its pixels are stored, such as `RGB`, `L` or `CMYK`.
     """
 
     width_px: int
     height_px: int
     format: str
     animated: bool
+    mode: str
 
 
 def sniff_format(start: bytes) -> str | None:
@@ -143,7 +145,7 @@ def read_header(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHeade
     try:
         with _opened(data, limits) as image:
             animated = bool(getattr(image, "is_animated", False))
-            return ImageHeader(image.width, image.height, str(image.format), animated)
+            return ImageHeader(image.width, image.height, str(image.format), animated, image.mode)
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise anything on hostile bytes

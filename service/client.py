@@ -142,7 +142,7 @@ class Graft:
         return self._list("/v1/datasets")
 
     def report(self, dataset_id: str) -> Json:
-        """Return what was found in the upload."""
+        """Return what was found in the upload, and by the newest job on it."""
         return self._call("GET", f"/v1/datasets/{dataset_id}/report")
 
     def images(self, dataset_id: str, *, split: str | None = None) -> list[Json]:

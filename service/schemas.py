@@ -38,6 +38,9 @@ class JobRequest(Request):
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")
     time_limit_seconds: float | None = Field(None, gt=0, le=30 * 86400)
     seed: int = Field(0, ge=0, le=2**31 - 1)
+    block_on: Literal["never", "error", "warning"] = Field(
+        "never", description="Severity of findings about the data that ends the job."
+    )
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
     webhook: None = Field(None, description="Not offered yet.")
 

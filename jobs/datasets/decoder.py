@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jobs.datasets.appearance import appearance_of
 from jobs.datasets.confine import allow_cpu, limit_memory
 from jobs.processes import die_with_parent
 from models_cache import faults
@@ -102,12 +103,14 @@ def _answer(path: Path, spec: DecoderSpec) -> tuple[dict[str, Any], Pixels | Non
         facts: dict[str, Any] = {
             "format": header.format,
             "animated": header.animated,
+            "mode": header.mode,
             "width_px": pixels.shape[1],
             "height_px": pixels.shape[0],
         }
         if header.format == "GIF":
             facts["colours"], facts["largest_colour_fraction"] = _colours(pixels)
         resized = resize_shorter_side(pixels, spec.resize_px, spec.interpolation)
+        facts["appearance"] = appearance_of(resized).as_json()
     except ImageError as error:
         return {"code": error.code, "message": str(error)}, None
     except MemoryError:

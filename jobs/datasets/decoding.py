@@ -43,8 +43,8 @@ class Decoded:
     Args:
         index: Its place in the sequence that was asked for.
         pixels: uint8 `[h, w, 3]`, upright, resized.
-        facts: `format`, `animated`, `width_px`, `height_px` (upright, before the resize), and
-            for a GIF `colours` and `largest_colour_fraction`.
+        facts: `format`, `animated`, `mode`, `width_px`, `height_px` (upright, before the resize),
+            `appearance`, and for a GIF `colours` and `largest_colour_fraction`.
     """
 
     index: int

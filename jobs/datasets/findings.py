@@ -1,17 +1,16 @@
-"""What is odd about images that can be decoded: placeholders, duplicates, leakage, tiny classes.
+"""What of an upload is left out although it can be decoded: placeholders and exact duplicates.
 
 Left out is only what adds nothing (exact duplicates within a class and split) or what is no
-picture of anything (a placeholder); everything else is kept as given, and told.
+picture of anything (a placeholder); everything else is kept as given, and `doctor` tells of it.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jobs.datasets.errors import printable
-from jobs.datasets.manifest import TRAIN, VAL, LabelledImage
+from jobs.datasets.manifest import LabelledImage
 from jobs.datasets.report import Report
 
 # The rule for placeholders ("image not available" pictures, served by photo sites for pictures
@@ -80,39 +79,6 @@ def leave_out_duplicates(
             first[key] = image.path
             remaining.append(image)
     return remaining
-
-
-def tell_leakage_and_conflicts(images: Iterable[LabelledImage], report: Report) -> None:
-    """Report the same bytes in several splits, or under several labels; they are kept as given."""
-    by_hash: dict[str, list[LabelledImage]] = defaultdict(list)
-    for image in images:
-        by_hash[image.sha256].append(image)
-    for sha256, same in by_hash.items():
-        if len({image.split for image in same}) > 1:
-            report.leakage(sha256, [(image.split, image.path) for image in same])
-            shown = " and ".join(f"{image.split}: {printable(image.path)}" for image in same)
-            message = f"the same image is in several splits, so results look too good ({shown})"
-            report.warning(same[0].path, "leakage", message)
-        names = sorted({image.class_name for image in same})
-        if len(names) > 1:
-            shown = " and ".join(f"{printable(i.path)} ({printable(i.class_name)})" for i in same)
-            message = f"the same image has different labels: {shown}"
-            report.warning(same[0].path, "conflicting-labels", message)
-
-
-def tell_small_classes(
-    images: Iterable[LabelledImage], classes: Iterable[str], report: Report
-) -> None:
-    """Report classes whose quality cannot be measured, since none of their images is held out."""
-    counted = Counter((image.class_name, image.split) for image in images)
-    for name in sorted(classes):
-        if not counted[name, VAL]:
-            shown = printable(name)
-            message = (
-                f"class {shown!r} has {counted[name, TRAIN]} images to train with and none to "
-                "validate with"
-            )
-            report.warning(shown, "class-too-small-for-val", message)
 
 
 def _is_flat(fact: Mapping[str, Any]) -> bool:

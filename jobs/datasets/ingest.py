@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.datasets import findings
+from jobs.datasets import doctor, findings
+from jobs.datasets.appearance import Appearance, appearance_of
 from jobs.datasets.array_unpack import array_reader, unpack_arrays
 from jobs.datasets.checking import Checker
 from jobs.datasets.confine import limit_ingest
@@ -24,6 +25,7 @@ from jobs.datasets.errors import ClassWithoutImages, EmptyDataset, printable
 from jobs.datasets.ingest_spec import IngestSpec
 from jobs.datasets.labelling import label_images
 from jobs.datasets.manifest import TRAIN, VAL, LabelledImage, Manifest, build_manifest
+from jobs.datasets.near_duplicates import near_duplicates
 from jobs.datasets.report import Report
 from jobs.datasets.split import draw_val
 from jobs.datasets.spool import PixelSpool
@@ -118,9 +120,13 @@ class Ingest:
         faults.reach("ingest.after_decode")
         images = findings.leave_out_placeholders(images, checker.facts, report)
         images = findings.leave_out_duplicates(images, kept, report)
-        images = self._with_splits(images, kept)
+        seen = _appearances([*kept, *images], checker, parent, parent_pixels)
+        hashes = list(seen)
+        groups = [[hashes[i] for i in group] for group in near_duplicates(list(seen.values()))]
+        images = self._with_splits(images, kept, groups)
         order = parent.classes if parent else ()
         manifest = self._manifest([*kept, *images], classes, order)
+        self._examine(manifest, seen, checker, groups)
         self._store_originals(images, unpacked)
         self._pack(manifest, self._pixels(manifest, spool, parent, parent_pixels))
         return self._result(manifest)
@@ -176,14 +182,18 @@ class Ingest:
         checker.decode({sha256: self._blobs.local_path(sha256) for sha256 in hashes})
 
     def _with_splits(
-        self, images: list[LabelledImage], kept: Sequence[LabelledImage]
+        self,
+        images: list[LabelledImage],
+        kept: Sequence[LabelledImage],
+        groups: Sequence[Sequence[str]],
     ) -> list[LabelledImage]:
         """Draw a val split unless there is one; where only `train` is given, out of that."""
         given = {image.split for image in images}
         if VAL in given or (given != {""} and any(image.split == VAL for image in kept)):
             return images
         undecided = [replace(i, split="") if i.split == TRAIN else i for i in images]
-        return draw_val(undecided, kept, self._spec.val_fraction)
+        group_of = {sha256: group[0] for group in groups for sha256 in group}
+        return draw_val(undecided, kept, self._spec.val_fraction, group_of)
 
     def _manifest(
         self, images: Sequence[LabelledImage], classes: set[str], order: Sequence[str]
@@ -191,9 +201,21 @@ class Ingest:
         trained = {image.class_name for image in images if image.split == TRAIN}
         if missing := sorted(classes - trained):
             raise ClassWithoutImages([printable(name) for name in missing[:_MAX_NAMED]])
-        findings.tell_leakage_and_conflicts(images, self._report)
-        findings.tell_small_classes(images, classes, self._report)
         return build_manifest(images, classes, order)
+
+    def _examine(
+        self,
+        manifest: Manifest,
+        appearances: Mapping[str, Appearance],
+        checker: Checker,
+        groups: Sequence[Sequence[str]],
+    ) -> None:
+        modes = {sha256: fact["mode"] for sha256, fact in checker.facts.items()}
+        for finding in doctor.examine(manifest, appearances, modes, groups):
+            self._report.finding(finding)
+        for sha256, copies in doctor.copies_of(manifest).items():
+            if len({image.split for image in copies}) > 1:
+                self._report.leakage(sha256, [(image.split, image.path) for image in copies])
 
     def _store_originals(self, images: Sequence[LabelledImage], unpacked: Unpacked) -> None:
         self._progress.phase("pack")
@@ -242,6 +264,24 @@ class Ingest:
             "classes": list(manifest.classes),
             "splits": manifest.counts(),
         }
+
+
+def _appearances(
+    images: Sequence[LabelledImage],
+    checker: Checker,
+    parent: Manifest | None,
+    parent_pixels: PackedPixels | None,
+) -> dict[str, Appearance]:
+    """Return what images look like by their hash, of this upload or from the parent's pack."""
+    places = {image.sha256: i for i, image in enumerate(parent.images)} if parent else {}
+    found = {}
+    for sha256 in sorted({image.sha256 for image in images}):
+        if (fact := checker.facts.get(sha256)) is not None:
+            found[sha256] = Appearance.from_json(fact["appearance"])
+        else:
+            assert parent_pixels is not None, "an image is of the upload or of its parent"
+            found[sha256] = appearance_of(parent_pixels.image(places[sha256]))
+    return found
 
 
 if __name__ == "__main__":

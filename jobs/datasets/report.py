@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from jobs.datasets.diagnosis import Finding
 from jobs.datasets.errors import InvalidMetadata, printable
 from jobs.errors import DatasetError
 from models_cache.blobs import Blob, BlobStore
@@ -12,7 +13,7 @@ from models_cache.durable import canonical_json
 
 FORMAT = 1
 _MAX_LISTED = 1000
-_LISTS = ("errors", "warnings", "ignored", "duplicates", "leakage")
+_LISTS = ("errors", "warnings", "ignored", "duplicates", "leakage", "findings")
 
 
 class Report:
@@ -44,6 +45,10 @@ class Report:
         """The same bytes in several splits: places are pairs of split and path."""
         shown = [{"split": split, "path": printable(path)} for split, path in places]
         self._add("leakage", {"sha256": sha256, "images": shown})
+
+    def finding(self, finding: Finding) -> None:
+        """Something about the whole data set; see docs/data_report.md."""
+        self._add("findings", finding.as_json())
 
     def count(self, **counts: object) -> None:
         """Add named numbers to `counts`."""

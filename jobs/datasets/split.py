@@ -8,7 +8,7 @@ version keep theirs.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from jobs.datasets.manifest import TRAIN, VAL, LabelledImage
@@ -22,19 +22,23 @@ def draw_val(
     images: Sequence[LabelledImage],
     kept: Sequence[LabelledImage] = (),
     val_fraction: float = VAL_FRACTION,
+    group_of: Mapping[str, str] | None = None,
 ) -> list[LabelledImage]:
     """Give every image without a split one: a share of each class to `val`, the rest to `train`.
 
-    A class with at least two images has at least one on each side, as far as `kept` allows.
+    A class with at least two images has at least one on each side, as far as `kept` and groups
+    allow: images that look the same are never drawn apart, which would be leakage of our making.
 
     Args:
         images: Those with an empty split are drawn, the others stay.
         kept: Images of the parent version; they count, and keep their split.
         val_fraction: Share of each class that is held out, in 0..1.
+        group_of: Name of the group of images that look the same, by hash, if it is in one.
 
     Returns:
         `images` in their order, every split decided.
     """
+    groups = group_of or {}
     undecided: dict[str, list[str]] = defaultdict(list)
     decided: dict[str, Counter[str]] = defaultdict(Counter)
     for image in (*kept, *images):
@@ -42,10 +46,11 @@ def draw_val(
             decided[image.class_name][image.split] += 1
         else:
             undecided[image.class_name].append(image.sha256)
+    bound = _bound(kept, images, groups)
     held_out = {
         (name, sha256)
         for name, hashes in undecided.items()
-        for sha256 in _held_out(hashes, decided[name], val_fraction)
+        for sha256 in _held_out(hashes, decided[name], val_fraction, groups, bound)
     }
     return [
         image
@@ -55,12 +60,42 @@ def draw_val(
     ]
 
 
-def _held_out(hashes: Sequence[str], decided: Counter[str], val_fraction: float) -> Iterable[str]:
+def _bound(
+    kept: Sequence[LabelledImage], images: Sequence[LabelledImage], groups: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the split of each group that is not free: some are decided, or classes differ."""
+    members: dict[str, list[LabelledImage]] = defaultdict(list)
+    for image in (*kept, *images):
+        if image.sha256 in groups:
+            members[groups[image.sha256]].append(image)
+    bound = {}
+    for group, alike in members.items():
+        splits = {image.split for image in alike} - {""}
+        if splits or len({image.class_name for image in alike}) > 1:
+            bound[group] = VAL if splits == {VAL} else TRAIN
+    return bound
+
+
+def _held_out(
+    hashes: Sequence[str],
+    decided: Counter[str],
+    val_fraction: float,
+    groups: Mapping[str, str],
+    bound: Mapping[str, str],
+) -> list[str]:
     total = len(hashes) + decided[TRAIN] + decided[VAL]
     if total < 2:
-        return ()
+        return []
     wanted = max(1, round(val_fraction * total)) - decided[VAL]
     if not decided[TRAIN]:
         wanted = min(wanted, len(hashes) - 1)  # one has to be left to learn from
     ranked = sorted(set(hashes), key=lambda sha256: sha256_of_bytes(f"{_SALT}/{sha256}".encode()))
-    return ranked[: max(0, wanted)]
+    together: dict[str, list[str]] = defaultdict(list)
+    for sha256 in ranked:
+        together[groups.get(sha256, sha256)].append(sha256)
+    chosen: list[str] = []
+    for group, members in together.items():
+        is_free = group not in bound and len(chosen) + len(members) <= wanted
+        if is_free or bound.get(group) == VAL:
+            chosen += members
+    return chosen

@@ -27,6 +27,7 @@ class Dataset:
     archive_bytes: int
     manifest_sha256: str | None
     report_sha256: str | None
+    examined_sha256: str | None
     digest: str | None
     task: str | None
     classes: list[str] | None
@@ -137,6 +138,13 @@ def set_rejected(
         .values(status="rejected", problem=problem, report_sha256=report_sha256)
     )
     return done.rowcount == 1
+
+
+def set_examined(connection: Connection, dataset_id: str, examined_sha256: str) -> None:
+    """Write which blob holds what a job found in the images' features; the newest counts."""
+    connection.execute(
+        update(datasets).where(datasets.c.id == dataset_id).values(examined_sha256=examined_sha256)
+    )
 
 
 def _processing(dataset_id: str) -> ColumnElement[bool]:

@@ -70,6 +70,8 @@ datasets = Table(
     Column("archive_bytes", BigInteger, nullable=False),
     Column("manifest_sha256", String(64), nullable=True),
     Column("report_sha256", String(64), nullable=True),
+    #: What the newest job found in the features of its images.
+    Column("examined_sha256", String(64), nullable=True),
     Column("digest", String(64), nullable=True),
     Column("task", String(32), nullable=True),
     Column("classes", JSON, nullable=True),

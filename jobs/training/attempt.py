@@ -28,6 +28,7 @@ from jobs.recipes import (
     resolve,
 )
 from jobs.tasks.classification import Classification
+from jobs.training import doctor
 from jobs.training.averaging import WeightAverage
 from jobs.training.checkpoint import Checkpoint
 from jobs.training.evaluate import Outputs, predict_outputs
@@ -62,6 +63,7 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
         StoppedOnRequest: SIGTERM arrived; the next attempt goes on from the last checkpoint.
     """
     place = Place.of(spec, progress, interruption)
+    doctor.require_sound_upload(place)
     with place.memory():
         backbone = fetch_backbone(place)
         dataset = decode_dataset(place, backbone.preprocessing)
@@ -249,6 +251,7 @@ def _fit(ready: Ready, features: Tensor) -> HeadFit:
         place.progress.warning(
             "time-limit-reached", "the search for the penalty may have ended early"
         )
+    doctor.examine(ready, features, fit)
     return fit
 
 

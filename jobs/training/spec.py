@@ -30,6 +30,8 @@ class TrainSpec:
         threads: CPU threads.
         time_limit_seconds: Bound on training time over all attempts, if any.
         checkpoint_steps: Steps between checkpoints, if not one per epoch and minute.
+        block_on: Severity of findings about the data that ends the job, or `never`.
+        report_sha256: Blob of what ingest found, if there is one.
         lineage: Where the result comes from, recorded in the artifact.
         reproduce: The `job` that is repeated and its `receipt`, if that is what is asked for.
     """
@@ -50,6 +52,8 @@ class TrainSpec:
     threads: int
     time_limit_seconds: float | None
     checkpoint_steps: int | None
+    block_on: str
+    report_sha256: str | None
     lineage: Mapping[str, Any]
     reproduce: Mapping[str, Any] | None = None
 
@@ -74,6 +78,8 @@ class TrainSpec:
             threads=value["threads"],
             time_limit_seconds=value["time_limit_seconds"],
             checkpoint_steps=value.get("checkpoint_steps"),
+            block_on=value.get("block_on", "never"),
+            report_sha256=value["dataset"].get("report_sha256"),
             lineage=value["lineage"],
             reproduce=value.get("reproduce"),
         )

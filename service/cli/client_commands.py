@@ -95,7 +95,7 @@ def list_datasets(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
 
 @datasets_app.command("report")
 def report(dataset: str, url: Url = DEFAULT_URL) -> None:
-    """Print what was found in an upload."""
+    """Print what was found in an upload, and by the newest job; `graft doctor` reads better."""
     with Graft(url) as graft:
         _print_json(graft.report(dataset))
 

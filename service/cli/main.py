@@ -8,7 +8,7 @@ import httpx2
 import typer
 
 from models_cache.errors import GraftError
-from service.cli import client_commands, demo, processes, race_command, weights_commands
+from service.cli import client_commands, demo, doctor, processes, race_command, weights_commands
 from service.cli.submit import submit
 from service.client import DatasetRejected, GraftProblem, JobFailed
 
@@ -24,6 +24,7 @@ app.command()(submit)
 client_commands.add_to(app)
 app.command("race")(race_command.race)
 app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
 app.add_typer(weights_commands.app, name="weights")
 
 

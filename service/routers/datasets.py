@@ -120,12 +120,17 @@ def get_dataset(dataset: DatasetDep) -> DatasetBody:
 
 @router.get("/{dataset_id}/report")
 def get_report(services: ServicesDep, dataset: DatasetDep) -> dict[str, Any]:
-    """Return what was found in the upload: errors, warnings, duplicates, leakage, ignored files."""
+    """Return what was found in the upload, and by the newest job; docs/data_report.md has all."""
     if dataset.report_sha256 is None:
         if dataset.status == "processing":
             raise DatasetNotReady(dataset.id, dataset.status)
         raise NothingHere
     report: dict[str, Any] = json.loads(services.blobs.read(dataset.report_sha256))
+    report = {"findings": [], "examined": None, **report}
+    if dataset.examined_sha256 is not None:
+        by_job = json.loads(services.blobs.read(dataset.examined_sha256))
+        report["findings"] += by_job["findings"]
+        report["examined"] = by_job["examined"]
     return report
 
 

@@ -252,14 +252,17 @@ def test_duplicates_leakage_and_conflicts_are_told(uploads: Uploads) -> None:
         ("train/disc/copy.jpg", "train/disc/000.jpg")
     ]
     assert [image["split"] for image in report["leakage"][0]["images"]] == ["train", "val"]
-    assert sorted(done.codes("warnings")) == ["conflicting-labels", "leakage"]
+    assert done.codes("findings")[:2] == ["leakage", "conflicting-labels"]
+    wrong = report["findings"][1]["items"][0]["images"]
+    assert [image["path"] for image in wrong] == ["train/disc/002.jpg", "train/square/wrong.jpg"]
+    assert {image["id"] for image in wrong} <= {image.id for image in done.manifest.images}
     assert len(done.manifest.images) == 22
 
 
 def test_a_class_with_one_image_is_told(uploads: Uploads) -> None:
     files = {**class_folders(per_class=5), "cross/1.jpg": shape_bytes("cross")}
     done = uploads.ingest(zip_bytes(files))
-    assert done.codes("warnings") == ["class-too-small-for-val"]
+    assert "class-too-small-for-val" in done.codes("findings")
     assert done.dataset["splits"]["train"]["per_class"]["cross"] == 1
 
 

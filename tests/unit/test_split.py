@@ -63,3 +63,30 @@ def test_one_image_is_always_left_to_train_with() -> None:
 def test_the_published_rule_does_not_change() -> None:
     held_out = {i.path for i in draw_val(of_class("a", 15)) if i.split == "val"}
     assert held_out == {"a11", "a6", "a7"}
+
+
+def test_images_that_look_the_same_are_drawn_to_the_same_side() -> None:
+    images = [*of_class("a", 40), *of_class("b", 40)]
+    group_of = {one.sha256: images[i - i % 4].sha256 for i, one in enumerate(images)}
+    drawn = draw_val(images, group_of=group_of)
+    sides = {(group_of[image.sha256], image.split) for image in drawn}
+    assert len(sides) == 20
+    counted = Counter((image.class_name, image.split) for image in drawn)
+    assert counted["a", "val"] == counted["b", "val"] == 8
+
+
+def test_images_that_look_like_a_decided_one_follow_it() -> None:
+    kept = [image("old", "a", "val"), *(image(f"k{i}", "a", "train") for i in range(4))]
+    images = [image("copy of old", "a"), image("copy of k0", "a"), *of_class("b", 5)]
+    group_of = {kept[0].sha256: "v", images[0].sha256: "v"}
+    group_of |= {kept[1].sha256: "t", images[1].sha256: "t"}
+    drawn = splits(draw_val(images, kept, group_of=group_of))
+    assert drawn["copy of old"] == "val"
+    assert drawn["copy of k0"] == "train"
+
+
+def test_images_that_look_the_same_under_two_labels_are_not_held_out() -> None:
+    images = [*of_class("a", 5), *of_class("b", 5)]
+    group_of = {images[i].sha256: f"{i % 5}" for i in range(9)}
+    drawn = splits(draw_val(images, group_of=group_of))
+    assert [name for name, split in drawn.items() if split == "val"] == ["a4", "b4"]
