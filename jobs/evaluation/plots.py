@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,8 +99,7 @@ def _reliability(figures: dict[str, Any]) -> Drawing:
 
 def _risk_coverage(calibration: Calibration) -> Drawing:
     drawing = Drawing(_LEFT_PX + _SIDE_PX + 150, _TOP_PX + _SIDE_PX + 56, "Risk and coverage")
-    everything = calibration.levels[-1]
-    top = min(1.0, max(0.1, 1.1 * everything.error_bound))
+    top = math.ceil(10 * calibration.levels[-1].error_bound) / 10
     words = f"Errors among answered images ({calibration.fitted_on})"
     at = _axes(drawing, _LEFT_PX, words, ("coverage", "error"), top)
     measured = [(level.coverage, level.error) for level in calibration.levels]
@@ -165,4 +165,6 @@ def _axes(
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    """Return a name that fits; what tells similar names apart is often at their end."""
+    half = _LONGEST_NAME // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
