@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
+from torchvision.ops import StochasticDepth
 
 from models_cache.backbones import Classifier
 from models_cache.durable import needing_space
@@ -41,17 +42,30 @@ class CutNetwork:
     learning: GraphModule
 
 
+class _Tracer(Tracer):
+    """Does not look into what behaves otherwise in training: its mode would be written down."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, StochasticDepth) or super().is_leaf_module(m, module_qualified_name)
+
+
 def cut_at_boundary(backbone: nn.Module) -> CutNetwork | None:
     """Return the two parts of a backbone; None where one tensor does not separate them.
 
     Args:
         backbone: In the modes it trains in, with `requires_grad` settled.
+
+    A convolution gives an image the same bits in every batch, but for oneDNN's choice of kernels
+    at batches below some 16 images (measured: SqueezeNet at 1 and 7; MobileNetV2, ResNet-18
+    never); a linear layer does so only in batches of one size.
     """
     try:
-        graph = Tracer().trace(backbone)
+        graph = _Tracer().trace(backbone)
     except Exception as error:  # control flow that cannot be traced raises anything
         if is_out_of_memory(error):
             raise
+        return None
+    if any(_draws(node) for node in graph.nodes):
         return None
     frozen = _frozen_nodes(graph, backbone)
     border = {
@@ -67,9 +81,17 @@ def cut_at_boundary(backbone: nn.Module) -> CutNetwork | None:
     if boundary.op == "placeholder":
         return None
     return CutNetwork(
-        GraphModule(backbone, _graph_up_to(graph, boundary)),
-        GraphModule(backbone, _graph_from(graph, boundary, frozen)),
+        _pruned(GraphModule(backbone, _graph_up_to(graph, boundary))),
+        _pruned(GraphModule(backbone, _graph_from(graph, boundary, frozen))),
     )
+
+
+def _pruned(module: GraphModule) -> GraphModule:
+    """Return the module without what nobody needs, such as shapes that the other part took."""
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module
 
 
 def _frozen_nodes(graph: Graph, backbone: nn.Module) -> set[Node]:
@@ -84,18 +106,23 @@ def _frozen_nodes(graph: Graph, backbone: nn.Module) -> set[Node]:
         elif node.op == "get_attr":
             fixed = not _value_of(backbone, str(node.target)).requires_grad
         else:
-            name = str(getattr(node.target, "__name__", node.target))
-            fixed = not any(word in name for word in _RANDOM_WORDS)
+            fixed = True
         if fixed:
             frozen.add(node)
     return frozen
+
+
+def _draws(node: Node) -> bool:
+    """Tell whether a node is a random function, whose mode the trace has written down for good."""
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.op == "call_function" and any(word in name for word in _RANDOM_WORDS)
 
 
 def _is_fixed(module: nn.Module) -> bool:
     if any(parameter.requires_grad for parameter in module.parameters()):
         return False
     keeps_statistics = next(module.buffers(), None) is not None
-    draws = isinstance(module, nn.modules.dropout._DropoutNd)
+    draws = isinstance(module, (nn.modules.dropout._DropoutNd, StochasticDepth))
     return not (module.training and (keeps_statistics or draws))
 
 
@@ -112,7 +139,6 @@ def _graph_up_to(graph: Graph, boundary: Node) -> Graph:
         if node is boundary:
             break
     made.output(copies[boundary])
-    made.eliminate_dead_code()
     return made
 
 
@@ -122,7 +148,6 @@ def _graph_from(graph: Graph, boundary: Node, frozen: set[Node]) -> Graph:
     for node in graph.nodes:
         if node not in frozen or node.op == "get_attr":
             copies[node] = made.node_copy(node, copies.__getitem__)
-    made.eliminate_dead_code()
     return made
 
 
