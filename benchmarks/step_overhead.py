@@ -64,7 +64,7 @@ class _Clock:
     def progress(self, _unit: str, _done: int, _total: int | None) -> None:
         self.ended.append(time.perf_counter())
 
-    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+    def metrics(self, step: int, metrics: dict[str, float], epoch: float | None = None) -> None:
         pass
 
     def warning(self, code: str, message: str) -> None:
@@ -126,7 +126,7 @@ def _load(folder: Path, options: argparse.Namespace) -> LoadedDataset:
     blobs, images = BlobStore(folder / "blobs"), []
     count = options.batch_size * (options.steps + 1)
     with zipfile.ZipFile(options.archive) as archive:  # a file of ours, not an upload
-        names = [n for n in archive.namelist() if "/train/" in n and n.endswith(".jpg")]
+        names = [n for n in archive.namelist() if "train/" in n and n.endswith(".jpg")]
         for index in range(count):
             name = names[index % len(names)]
             data = archive.read(name)

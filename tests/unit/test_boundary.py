@@ -30,12 +30,12 @@ _BIT_EQUAL = "mobilenet_v3_small"  # its convolutions give an image the same bit
 
 
 class Silent:
-    """Takes what a training reports, and counts passes through the first convolution."""
+    """Takes what a training reports; a warning is a failure."""
 
     def progress(self, unit: str, done: int, total: int | None) -> None:
         pass
 
-    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+    def metrics(self, step: int, metrics: dict[str, float], epoch: float | None = None) -> None:
         pass
 
     def warning(self, code: str, message: str) -> None:
