@@ -6,8 +6,8 @@ Nothing happens unless `arm` was called with a plan, which only a composition ro
     checkpoint.before_rename=kill,publish.before_tx=pause,train.step:12=enospc
 
 Actions: `kill` (SIGKILL to itself), `pause` (SIGSTOP until someone sends SIGCONT), `enospc` and
-`eio` (raise that `OSError`). Each pair fires once for all processes that share `once_folder`, so
-that a restarted process gets past the point it died at.
+`eio` (raise that `OSError`), `enomem` (raise `MemoryError`). Each pair fires once for all
+processes that share `once_folder`, so that a restarted process gets past the point it died at.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def reach(point: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "pause":
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif action == "enomem":
+        raise MemoryError
     else:
         code = _ERRNO_OF_ACTION[action]
         raise OSError(code, os.strerror(code))

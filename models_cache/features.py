@@ -29,8 +29,10 @@ from models_cache.preprocessing import Preprocessing
 EAGER = "eager channels-last"
 FOLDED = "eager channels-last, BatchNorm folded"
 
-# How torch says on the CPU that an allocation failed; it has no class of its own for that.
-_CPU_ALLOCATION_FAILED = "can't allocate memory"
+# How torch, and oneDNN for its scratch memory, say on the CPU that an allocation failed: neither
+# has a class of its own for that. A shape that oneDNN cannot do has another sentence.
+_CPU_ALLOCATION_FAILED = ("can't allocate memory", "could not create a primitive")
+_NOT_SUPPORTED = "primitive descriptor"
 # Measured on mobilenet_v2: folding changes features of magnitude 6 by 5e-5.
 _ENGINE_TOLERANCE = 1e-4  # largest difference, relative to the largest feature
 
@@ -39,7 +41,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory ran out, on the CPU or on an accelerator."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and _CPU_ALLOCATION_FAILED in str(error)
+    sentence = str(error)
+    failed = any(words in sentence for words in _CPU_ALLOCATION_FAILED)
+    return isinstance(error, RuntimeError) and failed and _NOT_SUPPORTED not in sentence
 
 
 def normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:

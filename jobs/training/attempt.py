@@ -301,7 +301,7 @@ def _whole_network(
     dtype = getattr(torch, place.numerics.training_dtype)
     around = Surroundings(
         place.spec.seed, dtype, place.progress, place.interruption, save,
-        place.spec.checkpoint_steps,
+        place.spec.checkpoint_steps, place.spec.data_folder / "cache" / "activations",
     )  # fmt: skip
     fine_tune(state, ready.task, ready.data, recipe, around)
     place.begin("evaluate")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jobs.datasets.loading import LoadedDataset
 from jobs.training.policies import randaugment, trivialaugment
+from jobs.training.schedule import DRAWS_PER_IMAGE
 from models_cache.decode import center_crop
 
 Pixels = NDArray[np.uint8]
@@ -46,6 +47,11 @@ class Augmentation:
     def view(self, draw: NDArray[np.float64]) -> int:
         """Return which of the `views` an image becomes: 1 if it is flipped, else 0."""
         return int(self.name != "none" and draw[0] < 0.5)
+
+    def pictures(self, dataset: LoadedDataset, indices: NDArray[np.int64], view: int) -> Tensor:
+        """Return one of the `views` of some images, uint8 `[B, crop, crop, 3]`."""
+        draws = np.full((len(indices), DRAWS_PER_IMAGE), 1.0 - view)
+        return self.batch(dataset, indices, draws)
 
     def batch(
         self,

@@ -10,8 +10,9 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ from jobs.datasets.loading import LoadedDataset
 from jobs.errors import Diverged
 from jobs.recipes import AutoRecipe, FinetuneRecipe, ScratchRecipe
 from jobs.training.augment import Augmentation
+from jobs.training.boundary import FrozenStages, compute_activations, cut_at_boundary
 from jobs.training.evaluate import predict_logits
 from jobs.training.interruption import Interruption, StoppedOnRequest
 from jobs.training.mixing import draw_mixing
@@ -32,7 +34,6 @@ from jobs.training.schedule import EpochPlan, Schedule
 from jobs.training.state import TrainingState
 from jobs.training.step import Batch, Learner, train_step, within_memory
 from models_cache import faults
-from models_cache.backbones import Classifier
 from models_cache.features import normalised
 from models_cache.preprocessing import Preprocessing
 
@@ -110,6 +111,8 @@ class Surroundings:
         interruption: Asked before every step whether to go on.
         save: Writes a checkpoint of the state durably.
         checkpoint_steps: Optimizer steps between checkpoints; None for one per epoch and minute.
+        activations_folder: Where activations of frozen stages are kept; None to compute them in
+            each epoch.
     """
 
     seed: int
@@ -118,6 +121,7 @@ class Surroundings:
     interruption: Interruption
     save: Callable[[TrainingState], None]
     checkpoint_steps: int | None = None
+    activations_folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -131,17 +135,19 @@ class _Training:
     schedule: Schedule
     augmentation: Augmentation
     learner: Learner
+    boundary: FrozenStages | None = None
 
     @classmethod
     def of(
         cls,
-        model: Classifier,
+        state: TrainingState,
         task: Task,
         data: TrainingData,
         recipe: FinetuneRecipe | ScratchRecipe,
         around: Surroundings,
     ) -> _Training:
-        device, weights = model.head.weight.device, None
+        """Settle everything, and pass all images through the frozen stages if that pays."""
+        device, weights = state.model.head.weight.device, None
         if recipe.class_weights == "balanced":
             weights = task.balanced_weights(data.targets(data.train)).to(device)
 
@@ -150,7 +156,7 @@ class _Training:
 
         learner = Learner(
             inputs=lambda pixels: normalised(pixels, data.preprocessing),
-            logits=model,
+            logits=state.model,
             loss=loss,
             probabilities=task.probabilities,
             training_dtype=around.training_dtype,
@@ -160,7 +166,12 @@ class _Training:
         )
         crop_px = data.preprocessing.crop_px
         augmentation = Augmentation(recipe.augmentation, recipe.crop_area_min, crop_px, device)
-        return cls(task, data, recipe, around, schedule, augmentation, learner)
+        training = cls(task, data, recipe, around, schedule, augmentation, learner)
+        boundary = _frozen_stages(state, training)
+        if boundary is None:
+            return training
+        learner = replace(learner, inputs=lambda kept: kept, logits=boundary.logits)
+        return replace(training, learner=learner, boundary=boundary)
 
     def rank(self, metrics: dict[str, float]) -> tuple[float, ...]:
         """Return what the better of two epochs has more of."""
@@ -177,7 +188,12 @@ class _Training:
             len(indices), recipe.mixup_alpha, recipe.cutmix_alpha,
             self.schedule.mixing_generator(step),
         )  # fmt: skip
-        images = self.augmentation.batch(self.data.dataset, indices, plan.draws[positions])
+        draws = plan.draws[positions]
+        if self.boundary is None:
+            images = self.augmentation.batch(self.data.dataset, indices, draws)
+        else:
+            views = np.array([self.augmentation.view(draw) for draw in draws])
+            images = self.boundary.train.of(positions, views).to(device)
         return Batch(images, self.data.targets(indices).to(device), mixing)
 
 
@@ -200,7 +216,7 @@ def fine_tune(
         StoppedOnRequest: SIGTERM arrived; a checkpoint of this moment is on disk.
         InsufficientStorage: No space for a checkpoint.
     """
-    training = _Training.of(state.model, task, data, recipe, around)
+    training = _Training.of(state, task, data, recipe, around)
     per_epoch = training.schedule.steps_per_epoch
     # The first step that is a candidate
     first = 1 if isinstance(recipe, (ScratchRecipe, AutoRecipe)) else 0
@@ -306,6 +322,8 @@ def _held_out_logits(state: TrainingState, training: _Training) -> Tensor:
 
     def attempt() -> Tensor:
         at_once = state.at_once(batch_size)
+        if training.boundary is not None:
+            return training.boundary.held_out_logits(at_once, stop_if_requested)
         return predict_logits(
             state.model, data.dataset, data.held_out, data.preprocessing, at_once,
             stop_if_requested,
@@ -313,6 +331,39 @@ def _held_out_logits(state: TrainingState, training: _Training) -> Tensor:
 
     images = min(batch_size, len(data.held_out))
     return within_memory(state, images, around.report.warning, attempt)
+
+
+def _frozen_stages(state: TrainingState, training: _Training) -> FrozenStages | None:
+    """Return what the frozen stages say of all images; None if it has to be computed each time."""
+    data, recipe, around = training.data, training.recipe, training.around
+    views, folder = training.augmentation.views, around.activations_folder
+    if views is None or folder is None or recipe.mixup_alpha or recipe.cutmix_alpha:
+        return None
+    prepare_modules(state.model, recipe)
+    network = cut_at_boundary(state.model.backbone)
+    if network is None or recipe.epochs <= views:  # as many passes, and none saved
+        return None
+    device = training.augmentation.device
+
+    def learned(view: int, places: NDArray[np.int64]) -> Tensor:
+        around.interruption.poll()
+        pixels = training.augmentation.pictures(data.dataset, data.train[places], view)
+        return normalised(pixels, data.preprocessing)
+
+    def held_out(_view: int, places: NDArray[np.int64]) -> Tensor:
+        around.interruption.poll()
+        crops = data.dataset.center_crops(data.held_out[places], data.preprocessing.crop_px)
+        return normalised(crops.to(device), data.preprocessing)
+
+    def attempt() -> FrozenStages | None:
+        at_once = state.at_once(recipe.batch_size)
+        kept = compute_activations(network, learned, len(data.train), views, folder, at_once)
+        judged = compute_activations(network, held_out, len(data.held_out), 1, folder, at_once)
+        if kept is None or judged is None:
+            return None
+        return FrozenStages(state.model, network, kept, judged)
+
+    return within_memory(state, recipe.batch_size, around.report.warning, attempt)
 
 
 def _is_due(step: int, saved: float, around: Surroundings) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_DRAWS_PER_IMAGE = 8
+DRAWS_PER_IMAGE = 8
 _MIXING = 1  # keeps these draws apart from those of `torch_seed`
 _SEED_MASK = (1 << 64) - 1  # Philox keys are two words of 64 bits
 
@@ -76,7 +76,7 @@ class Schedule:
             np.random.Philox(key=np.array([self.seed & _SEED_MASK, epoch], dtype=np.uint64))
         )
         order = generator.permutation(self.images)
-        draws = generator.random((self.images, _DRAWS_PER_IMAGE))
+        draws = generator.random((self.images, DRAWS_PER_IMAGE))
         # Batches of nearly equal size: a last batch of one image would be all noise.
         batches = tuple(np.array_split(order, self.steps_per_epoch))
         return EpochPlan(batches, draws)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 from collections.abc import Callable
@@ -111,6 +112,16 @@ def _accumulate(batch: Batch, rows: NDArray[np.int64], learner: Learner) -> Tens
     return loss.detach()
 
 
+def _give_back_memory(device: torch.device) -> None:
+    """Let others have what is free in our allocators: oneDNN maps memory of its own, for code."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
+
+
 def _rows(values: Tensor, rows: NDArray[np.int64]) -> Tensor:
     if len(rows) == len(values) and rows[0] == 0 and (np.diff(rows) == 1).all():
         return values
@@ -140,9 +151,7 @@ def within_memory(
         # Only here the error, and with it the activations that its traceback holds, is gone
         state.optimizer.zero_grad()
         device = state.model.head.weight.device
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        _give_back_memory(device)
         tried = state.at_once(images)
         if tried == 1:
             raise ImageExceedsMemory(str(device))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from jobs.memory import gpu_memory
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import train
+from jobs.training.augment import random_resized_crop
 from jobs.training.interruption import Interruption
 from jobs.training.spec import TrainSpec
 from models_cache.artifacts import Artifact, read_artifact
@@ -73,6 +75,49 @@ def test_a_model_trained_on_the_gpu_gives_its_golden_outputs_on_the_cpu(
     classifier = load_classifier(artifact, blobs, weights_path)
     check_golden(classifier, artifact, blobs)
     check_golden(classifier.to(cuda), artifact, blobs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augmentation": "trivialaugment", "mixup_alpha": 0.2, "ema_decay": 0.9},
+        {"augmentation": "randaugment", "cutmix_alpha": 1.0, "class_weights": "balanced"},
+        {"augmentation": "flip", "tune": 2},  # activations of the frozen stages are kept
+    ],
+)
+def test_every_option_works_on_the_gpu(
+    cuda: torch.device, job: TrainingJob, options: dict[str, object]
+) -> None:
+    job.spec["recipe"] = "finetune"
+    job.spec["parameters"] = {"epochs": 3, "batch_size": 8, "lr_head": 1e-2, **options}
+    assert run(job).facts.numerics["training_dtype"] == "bfloat16"
+
+
+def test_crops_of_the_gpu_are_those_of_the_cpu(cuda: torch.device) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    draw = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    found = [
+        random_resized_crop(pixels, draw, 64, 0.5, device).cpu().int()
+        for device in (torch.device("cpu"), cuda)
+    ]
+    assert (found[0] - found[1]).abs().max() <= 1
+
+
+def test_a_batch_that_does_not_fit_on_the_gpu_is_learned_from_in_parts(
+    cuda: torch.device, job: TrainingJob
+) -> None:
+    job.spec["recipe"] = "scratch"
+    job.spec["parameters"] = {"epochs": 1, "batch_size": 48}
+    probe = torch.zeros(1, device=cuda)
+    reserved = torch.cuda.memory_reserved(cuda) + probe.element_size()
+    total = torch.cuda.get_device_properties(cuda).total_memory
+    torch.cuda.set_per_process_memory_fraction((reserved + (96 << 20)) / total, cuda)
+    try:
+        spec = TrainSpec.load(job.next_spec())
+        train(spec, ProgressWriter(job.attempt_folder / FILE_NAME), Interruption(None))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, cuda)
+    assert "batch-halved" in [line.get("code") for line in job.lines()]
 
 
 def test_features_of_the_gpu_are_those_of_the_cpu(cuda: torch.device) -> None:

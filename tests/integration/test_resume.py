@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.training.checkpoint import Checkpoints
@@ -212,6 +213,47 @@ def test_killed_training_from_scratch_ends_with_the_bits_of_an_uninterrupted_one
     assert killed.run(children, "train.step:1=kill,train.step:3=kill") == -9
     assert killed.run(children) == 0
     assert outcome(killed, 4) == outcome(whole, 4)
+
+
+_EVERYTHING: dict[str, object] = {
+    "epochs": 6,
+    "batch_size": 6,
+    "lr_head": 1e-2,
+    "lr_backbone": 1e-3,
+    "batch_norm": "train",
+    "ema_decay": 0.9,
+    "augmentation": "trivialaugment",
+    "mixup_alpha": 0.4,
+    "cutmix_alpha": 1.0,
+    "label_smoothing": 0.1,
+    "class_weights": "balanced",
+    "patience_epochs": 2,
+}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_training_with_every_option_ends_with_the_bits_of_an_uninterrupted_one(
+    children: TrainingChildren, data_folder: Path, spec: dict[str, object], seed: int
+) -> None:
+    # Memory for 6 images at once runs out at the first step, for 3 at once it does not.
+    starved = "train.images:6=enomem"
+    everything = {**spec, "parameters": _EVERYTHING, "checkpoint_steps": 1, "seed": seed}
+    whole = TrainingJob(data_folder, f"job_every_option_{seed}", dict(everything))
+    assert whole.run(children, starved) == 0
+    assert "batch-halved" in [line.get("code") for line in whole.lines()]
+    last = Checkpoints(whole.run_folder / "checkpoints").newest()
+    assert last is not None
+    steps = last.step
+    assert steps < 12  # of 6 epochs: patience ended it
+    at = sorted(np.random.default_rng(seed).choice(np.arange(1, steps), 3, replace=False))
+    killed = TrainingJob(data_folder, f"job_every_option_killed_{seed}", dict(everything))
+    faults = ",".join([starved, *(f"train.step:{step}=kill" for step in at)])
+    for _ in at:
+        assert killed.run(children, faults) == -9
+    assert killed.run(children, faults) == 0
+    assert outcome(killed, steps) == outcome(whole, steps)
+    names = set(last.tensors())
+    assert any(name.startswith("average/") for name in names)
 
 
 # The gradient of Swin's table of relative positions: 49 x 49 pairs share 169 rows.

@@ -78,6 +78,18 @@ def test_batch_norm_keeps_its_statistics_on_few_images(
     assert recipe.batch_norm == expected
 
 
+@pytest.mark.parametrize(
+    ("imbalance", "expected"), [(1.0, "none"), (2.9, "none"), (3.0, "balanced")]
+)
+def test_classes_of_very_different_size_are_balanced(imbalance: float, expected: str) -> None:
+    facts = dataclasses.replace(FACTS, imbalance=imbalance)
+    recipe = resolve("finetune", {}, facts)
+    assert isinstance(recipe, FinetuneRecipe)
+    assert recipe.class_weights == expected
+    chosen = resolve("finetune", {"class_weights": "none"}, facts)
+    assert as_json(chosen)["class_weights"] == "none"
+
+
 def test_more_images_need_fewer_epochs() -> None:
     epochs = [
         as_json(resolve("finetune", {}, dataclasses.replace(FACTS, train_images=images)))["epochs"]

@@ -1,0 +1,199 @@
+"""Images per second of Graft's fine-tuning loop, against a bare loop over tensors in memory.
+
+    python benchmarks/step_overhead.py --archive hymenoptera.zip [--json PATH]
+
+Both train the same network from random weights with the same batches, precision and optimizer,
+turn and turn about in one process. The bare loop's images are float tensors, normalised and in
+channels-last order, made before the clock starts: forward, loss, backward, step, nothing else.
+Ours reads packed pixels, crops, flips, resizes and normalises them, sets learning rates, checks
+loss and gradient and reports progress, once for each kind of augmentation and option asked for.
+
+Prints the ratios and writes them as JSON. Needs torch, torchvision, numpy, safetensors, pillow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_REPOSITORY))
+
+import numpy as np  # noqa: E402 - after the path
+import torch  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from jobs.datasets.loading import LoadedDataset, load_dataset  # noqa: E402
+from jobs.datasets.manifest import LabelledImage, build_manifest  # noqa: E402
+from jobs.recipes import FinetuneRecipe  # noqa: E402
+from jobs.tasks.classification import Classification  # noqa: E402
+from jobs.training.averaging import WeightAverage  # noqa: E402
+from jobs.training.device import set_up  # noqa: E402
+from jobs.training.interruption import Interruption  # noqa: E402
+from jobs.training.loop import Surroundings, TrainingData, fine_tune  # noqa: E402
+from jobs.training.optimizer import build_optimizer, prepare_modules  # noqa: E402
+from jobs.training.state import TrainingState  # noqa: E402
+from models_cache.backbones import build_classifier  # noqa: E402
+from models_cache.blobs import BlobStore  # noqa: E402
+from models_cache.pixels import PixelCache, PixelKey  # noqa: E402
+from models_cache.predictor import choose_device  # noqa: E402
+from models_cache.preprocessing import Preprocessing  # noqa: E402
+
+_CLASSES = ("ants", "bees")
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "crop": {},
+    "trivialaugment": {"augmentation": "trivialaugment"},
+    "crop, averaged weights": {"ema_decay": 0.99},
+}
+
+
+class _Clock:
+    """Takes what the loop reports; knows when the first and the last step ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[float] = []
+
+    def progress(self, _unit: str, _done: int, _total: int | None) -> None:
+        self.ended.append(time.perf_counter())
+
+    def metrics(self, step: int, metrics: dict[str, float], epoch: float | None = None) -> None:
+        pass
+
+    def warning(self, code: str, message: str) -> None:
+        raise RuntimeError(f"{code}: {message}")
+
+    def log(self, message: str) -> None:
+        pass
+
+
+def main() -> None:
+    """Run both by turns, print the ratios, write the JSON."""
+    options = _parse_options()
+    device = choose_device(options.device)
+    numerics = set_up(device, options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = _load(Path(folder), options)
+        rates: dict[str, list[float]] = {name: [] for name in ("bare", *_VARIANTS)}
+        for turn in range(options.rounds + 1):
+            for name in rates:
+                rate = _bare(options, device) if name == "bare" else _ours(name, dataset, options)
+                if turn:  # the first turn warms up
+                    rates[name].append(rate)
+    # Ratios of neighbours in time: other work on the machine meets both
+    ratios = {
+        name: [ours / bare for ours, bare in zip(rates[name], rates["bare"], strict=True)]
+        for name in _VARIANTS
+    }
+    report = {
+        "device": numerics.device,
+        "architecture": options.architecture,
+        "batch_size": options.batch_size,
+        "training_dtype": numerics.training_dtype,
+        "machine": {"cpus": os.cpu_count(), "threads": numerics.threads, "torch": numerics.torch},
+        "images_per_second": {n: round(statistics.median(v), 1) for n, v in rates.items()},
+        "ratio_to_bare_loop": {n: round(statistics.median(v), 3) for n, v in ratios.items()},
+        "ratios": {n: [round(value, 3) for value in v] for n, v in ratios.items()},
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.json is not None:
+        options.json.write_text(text + "\n")
+
+
+def _parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--archive", type=Path, required=True, help="a zip of train/<class>/")
+    parser.add_argument("--architecture", default="mobilenet_v2")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=5, help="of one turn, after a first one")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each loop")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path, help="where the figures are written")
+    return parser.parse_args()
+
+
+def _load(folder: Path, options: argparse.Namespace) -> LoadedDataset:
+    """Decode as many images as the steps of one turn need."""
+    blobs, images = BlobStore(folder / "blobs"), []
+    count = options.batch_size * (options.steps + 1)
+    with zipfile.ZipFile(options.archive) as archive:  # a file of ours, not an upload
+        names = [n for n in archive.namelist() if "train/" in n and n.endswith(".jpg")]
+        for index in range(count):
+            name = names[index % len(names)]
+            data = archive.read(name)
+            sha256 = blobs.put_bytes(data).sha256
+            label = next(each for each in _CLASSES if f"/{each}/" in name)
+            path = f"{index}.jpg"
+            images.append(LabelledImage(sha256, len(data), path, 1, 1, "train", label))
+    manifest = build_manifest(images, _CLASSES)
+    key = PixelKey(manifest.digest, Preprocessing().resize_px, Preprocessing().interpolation)
+    cache = PixelCache(folder / "pixels")
+    return load_dataset(blobs, cache, manifest, key, options.threads, lambda _done, _total: None)
+
+
+def _state(recipe: FinetuneRecipe, architecture: str, device: torch.device) -> TrainingState:
+    torch.manual_seed(0)
+    model = build_classifier(architecture, len(_CLASSES))
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(model, recipe)
+    average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
+    # Compared already: the clock is for steps, not for evaluation
+    return TrainingState(model, optimizer, average, compared_step=0)
+
+
+def _recipe(options: argparse.Namespace, **different: object) -> FinetuneRecipe:
+    values = {"epochs": 1, "tune": 10_000, "batch_norm": "eval", "class_weights": "none"}
+    return FinetuneRecipe(batch_size=options.batch_size, **{**values, **different})
+
+
+def _bare(options: argparse.Namespace, device: torch.device) -> float:
+    """Return images per second of the bare loop."""
+    recipe = _recipe(options)
+    state = _state(recipe, options.architecture, device)
+    prepare_modules(state.model, recipe)
+    crop_px = Preprocessing().crop_px
+    batches = [
+        torch.randn(options.batch_size, crop_px, crop_px, 3, device=device).permute(0, 3, 1, 2)
+        for _ in range(2)
+    ]
+    targets = torch.arange(options.batch_size, device=device) % len(_CLASSES)
+    mixed = device.type != "cpu"
+    ended = []
+    for step in range(options.steps + 1):
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            logits = state.model(batches[step % 2])
+        loss = functional.cross_entropy(logits.float(), targets)
+        state.optimizer.zero_grad()
+        loss.backward()
+        state.optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        ended.append(time.perf_counter())
+    return options.steps * options.batch_size / (ended[-1] - ended[0])
+
+
+def _ours(name: str, dataset: LoadedDataset, options: argparse.Namespace) -> float:
+    """Return images per second of the loop of fine-tuning, without its comparisons."""
+    device = choose_device(options.device)
+    recipe, clock = _recipe(options, **_VARIANTS[name]), _Clock()
+    state = _state(recipe, options.architecture, device)
+    data = TrainingData(
+        dataset, dataset.indices("train"), np.array([0], dtype=np.int64), Preprocessing()
+    )
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    around = Surroundings(0, dtype, clock, Interruption(None), lambda _state: None)
+    fine_tune(state, Classification(_CLASSES), data, recipe, around)
+    return options.steps * options.batch_size / (clock.ended[-1] - clock.ended[0])
+
+
+if __name__ == "__main__":
+    main()
