@@ -49,6 +49,7 @@ def race(
 
 
 def print_standings(result: Json) -> None:
+    """Print what a race has found."""
     console = Console()
     columns = ("", "backbone", "loss", "accuracy", "macro F1", "GFLOPs", "pass, s", "as the best")
     table = Table(*columns, title=f"{result['folds']}-fold, {result['images']} training images")
