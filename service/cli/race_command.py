@@ -45,10 +45,11 @@ def race(
     if as_json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return
-    _print_standings(result)
+    print_standings(result)
 
 
-def _print_standings(result: Json) -> None:
+def print_standings(result: Json) -> None:
+    """Print the result of a race as a table, with what to take and why."""
     console = Console()
     columns = ("", "backbone", "loss", "accuracy", "macro F1", "GFLOPs", "pass, s", "as the best")
     table = Table(*columns, title=f"{result['folds']}-fold, {result['images']} training images")
