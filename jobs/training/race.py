@@ -132,6 +132,7 @@ def _fail(run: _Race, entrant: Entrant, error: GraftError) -> None:
 def _probe_all(run: _Race, entrants: list[Entrant]) -> None:
     """Phase `probes`: features and cross-validation, one backbone after the other."""
     place = run.place
+    place.progress.expect(PhaseEstimate())  # this phase is nearly all there is, counted by work
     place.begin("probes")
     total, done = sum(map(_work, entrants)), 0.0
     for number, entrant in enumerate(entrants):

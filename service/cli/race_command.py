@@ -49,7 +49,7 @@ def race(
 
 
 def print_standings(result: Json) -> None:
-    """Print what a race has found."""
+    """Print the result of a race as a table, with what to take and why."""
     console = Console()
     columns = ("", "backbone", "loss", "accuracy", "macro F1", "GFLOPs", "pass, s", "as the best")
     table = Table(*columns, title=f"{result['folds']}-fold, {result['images']} training images")

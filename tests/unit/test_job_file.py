@@ -45,6 +45,7 @@ def test_every_field_of_the_call_is_a_field_of_the_file(tmp_path: Path) -> None:
         priority: 5
         time_limit_seconds: 60.5
         seed: 7
+        block_on: error
         type: fine_tune
         metadata:
           owner: "no"
