@@ -40,6 +40,13 @@ def _batch_size(default: Any = 32) -> Any:  # noqa: ANN401
     return _parameter(default, "Images per optimizer step.", ge=1, le=1024)
 
 
+def _class_weights() -> Any:  # noqa: ANN401
+    return _parameter(
+        AUTO, "Whether images of rarer classes weigh more in the loss, so that all classes count "
+        "the same.", choices=("none", "balanced"),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class HeadRecipe:
     """A linear classifier on the features of the frozen backbone: seconds, no seed, no epochs.
@@ -63,6 +70,7 @@ class HeadRecipe:
     l2_per_decade: int = _parameter(2, "Penalties tried per factor of ten.", ge=1, le=10)
     max_iterations: int = _parameter(200, "Bound on L-BFGS iterations of one fit.", ge=1, le=10_000)
     batch_size: int = _parameter(32, "Images per forward pass of the backbone.", ge=1, le=1024)
+    class_weights: Literal["none", "balanced"] = _class_weights()
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,7 @@ class _TrainingRecipe:
         0.0, "Paste a rectangle of another image of the batch, area from Beta(a, a); 0: off.",
         ge=0, le=10,
     )  # fmt: skip
-    class_weights: Literal["none", "balanced"] = _parameter(
-        AUTO, "Whether images of rarer classes weigh more in the loss, so that all classes count "
-        "the same.", choices=("none", "balanced"),
-    )  # fmt: skip
+    class_weights: Literal["none", "balanced"] = _class_weights()
     ema_decay: float = _parameter(
         0.0, "Candidates are the moving average of the weights with this decay; 0: the weights.",
         ge=0, lt=1,

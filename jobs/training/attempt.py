@@ -229,7 +229,11 @@ def _fit(ready: Ready, features: Tensor) -> HeadFit:
     data, recipe = ready.data, ready.recipe
     ready.place.begin("head")
     if isinstance(recipe, FinetuneRecipe):
-        recipe = HeadRecipe(folds=recipe.head_folds, max_iterations=recipe.head_max_iterations)
+        recipe = HeadRecipe(
+            folds=recipe.head_folds,
+            max_iterations=recipe.head_max_iterations,
+            class_weights=recipe.class_weights,
+        )
     assert isinstance(recipe, HeadRecipe)
     train = torch.from_numpy(data.train)
     place = ready.place

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -121,7 +121,11 @@ def fit_head(
     labels = labels[order].to(features.device)
     bounds = [0, *torch.bincount(folds, minlength=count).cumsum(0).tolist()]
     held_out = [slice(*pair) for pair in pairwise(bounds)]
-    problem = _Problem(space.rows, labels, num_classes, recipe.max_iterations)
+    weights = None
+    if recipe.class_weights == "balanced":
+        counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
+        weights = (len(labels) / (num_classes * counts)).to(effort.dtype)[labels]
+    problem = _Problem(space.rows, labels, num_classes, recipe.max_iterations, weights)
     walk = _Walk(poll, l2_path(recipe, effort.penalties_per_decade))
     search = _Search(problem, held_out, effort, walk)
     l2, parameters, logits = search.run()
@@ -254,7 +258,7 @@ class _Search:
         for l2 in self.walk.path:
             parameters, logits = self._fit(l2, searched, parameters)
             self.walk.next()
-            loss = F.cross_entropy(logits, self.problem.labels[:end]).item()
+            loss = self.problem.mean_loss(logits, slice(0, end))
             worse = 0 if best is None or loss < best[0] else worse + 1
             if not worse:
                 best = (loss, l2, parameters, logits)
@@ -339,13 +343,21 @@ class _Problem:
     labels: Tensor  # int64 [N]
     num_classes: int
     max_iterations: int
+    weights: Tensor | None = None  # float [N], 1 on average: what each row counts
     left_out: slice = field(default_factory=lambda: _NO_ROWS)
 
     def without(self, rows: slice) -> _Problem:
         """Return the problem that does not learn from some rows; all, and it learns from all."""
         if rows.stop - rows.start == len(self.rows):  # one distinct image cannot be split
             rows = _NO_ROWS
-        return _Problem(self.rows, self.labels, self.num_classes, self.max_iterations, rows)
+        return replace(self, left_out=rows)
+
+    def mean_loss(self, logits: Tensor, rows: slice) -> float:
+        """Return the mean loss of logits `[B, C]` of some rows, in nats, as they count."""
+        losses = F.cross_entropy(logits, self.labels[rows], reduction="none")
+        if self.weights is not None:
+            losses = losses * self.weights[rows]
+        return losses.mean().item()
 
     def start(self) -> Tensor:
         """Return zero parameters `[R + 1, C]`."""
@@ -416,10 +428,15 @@ class _Problem:
             stop()
             logs = self.logits(rows, parameters).log_softmax(dim=1)  # [B, C]
             labels = self.labels[rows, None]
-            loss -= logs.gather(1, labels).sum(dtype=torch.float64)
+            chosen = logs.gather(1, labels)
+            if self.weights is not None:
+                chosen *= self.weights[rows, None]
+            loss -= chosen.sum(dtype=torch.float64)
             residuals = logs.exp_()
             squares += residuals.square().sum(dtype=torch.float64)
             residuals.scatter_add_(1, labels, residuals.new_full(labels.shape, -1.0))
+            if self.weights is not None:
+                residuals *= self.weights[rows, None]
             gradient[:-1].addmm_(self.rows[rows].T, residuals)
             gradient[-1] += residuals.sum(dim=0)
         gradient /= count

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -223,3 +224,22 @@ def test_many_classes_take_little_memory_and_are_never_silent_for_long() -> None
     assert cpu_seconds < 120  # 3 on two idle cores
     assert mebibytes < 400  # 130
     assert longest_silence_seconds < 60
+
+
+def test_a_balanced_head_is_the_one_of_repeated_rare_images() -> None:
+    torch.manual_seed(0)
+    labels = torch.tensor([0] * 60 + [1] * 20)
+    features = torch.randn(80, 12) + labels[:, None] * 0.8
+    groups = [f"image {index}" for index in range(80)]
+    repeated = torch.cat([torch.arange(60), torch.arange(60, 80).repeat(3)])
+    one = replace(HeadRecipe(), l2_strongest=0.01, l2_weakest=0.01)
+    balanced = fit_head(features, labels, groups, 2, replace(one, class_weights="balanced"))
+    plain = fit_head(
+        features[repeated], labels[repeated], [groups[i] for i in repeated], 2,
+        replace(one, class_weights="none"),
+    )  # fmt: skip
+    found, expected = (fit.head(features).softmax(dim=1) for fit in (balanced, plain))
+    # The scale of features, which the penalty sees, is that of other means: nearly the same
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
+    unweighted = fit_head(features, labels, groups, 2, replace(one, class_weights="none"))
+    assert (unweighted.head(features).argmax(1) == 1).sum() < (found.argmax(1) == 1).sum()
