@@ -70,6 +70,13 @@ class HeadRecipe:
     l2_per_decade: int = _parameter(2, "Penalties tried per factor of ten.", ge=1, le=10)
     max_iterations: int = _parameter(200, "Bound on L-BFGS iterations of one fit.", ge=1, le=10_000)
     batch_size: int = _parameter(32, "Images per forward pass of the backbone.", ge=1, le=1024)
+    views: int = _parameter(
+        1,
+        "Views of each image that are learned from: the centre, mirrored, random crops; images are "
+        "judged by the centre alone.",
+        ge=1,
+        le=16,
+    )
     class_weights: Literal["none", "balanced"] = _class_weights()
 
 
