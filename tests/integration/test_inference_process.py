@@ -639,7 +639,7 @@ def test_predictions_go_on_while_a_golden_output_is_read(folder: Folder) -> None
         image = QueuedImage(model, folder.golden_images[0])
         predicting = threads.submit(predictor.forward, model.backbone_key, [image])
         try:
-            assert isinstance(predicting.result(DEADLINE_SECONDS / 4)[0], torch.Tensor)
+            assert isinstance(predicting.result(DEADLINE_SECONDS / 4)[0], ImageOutput)
             assert not loading.done()
         finally:
             slow_file.answer()
