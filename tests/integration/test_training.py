@@ -318,7 +318,7 @@ def test_sigterm_stops_with_a_checkpoint_that_the_next_attempt_goes_on_from(
     parameters = {"epochs": 40, "batch_size": 4}
     stopped = job(recipe="finetune", parameters=parameters)
     child = stopped.start()
-    until(lambda: [x for x in stopped.lines() if x.get("unit") == "steps"], 60)
+    until(lambda: [x for x in stopped.lines() if x.get("unit") == "steps" and x["done"]], 60)
     child.send_signal(signal.SIGTERM)
     child.communicate(timeout=30)
     assert child.returncode == 75
