@@ -66,7 +66,7 @@ def race_parameters(body: JobRequest) -> RaceParameters:
     """
     for name in _FOREIGN:
         if name in body.model_fields_set:
-            message = f"a race has no use for {name}; backbones are named in its parameters"
+            message = "a race takes `parameters.backbones` and has no use for this field"
             raise ValidationFailed.one(f"/{name}", "not-of-a-race", message)
     try:
         return RaceParameters.model_validate(body.parameters)
