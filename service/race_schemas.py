@@ -12,7 +12,7 @@ from service.errors import ValidationFailed
 from service.schemas import JobRequest, Request
 
 #: Fields of a job that a race has no use for.
-_FOREIGN = ("backbone", "weights", "recipe", "model", "promote")
+_FOREIGN = ("backbone", "weights", "recipe", "model", "promote", "block_on")
 
 
 class RaceParameters(Request):
@@ -66,7 +66,7 @@ def race_parameters(body: JobRequest) -> RaceParameters:
     """
     for name in _FOREIGN:
         if name in body.model_fields_set:
-            message = "a race takes `parameters.backbones` and publishes no model"
+            message = "a race takes `parameters.backbones` and has no use for this field"
             raise ValidationFailed.one(f"/{name}", "not-of-a-race", message)
     try:
         return RaceParameters.model_validate(body.parameters)

@@ -78,6 +78,7 @@ def test_command_line_prints_a_table(service: RunningService, dataset_id: str, r
         ({"parameters": {"penalty": 1}}, "/parameters/penalty"),
         ({"recipe": "finetune"}, "/recipe"),
         ({"model": "m"}, "/model"),
+        ({"block_on": "error"}, "/block_on"),
     ],
 )
 def test_what_a_race_does_not_take_is_refused(
