@@ -39,7 +39,8 @@ from models_cache.blobs import BlobStore  # noqa: E402
 from models_cache.catalogue import Catalogue  # noqa: E402
 from models_cache.classifiers import golden_images  # noqa: E402
 from models_cache.durable import sha256_of_file  # noqa: E402
-from models_cache.features import choose_engine, extract_features, freeze  # noqa: E402
+from models_cache.engines import choose_engine, extract_features  # noqa: E402
+from models_cache.features import freeze  # noqa: E402
 from models_cache.pixels import PixelCache, PixelKey  # noqa: E402
 from models_cache.preprocessing import Preprocessing  # noqa: E402
 
@@ -139,7 +140,7 @@ def _passes(manifest: Path, options: argparse.Namespace) -> dict[str, float]:
         ranges = (range(i, min(i + _BATCH, count)) for i in range(0, count, _BATCH))
         crops = (images.center_crops(chosen, preprocessing.crop_px) for chosen in ranges)
         started = time.monotonic()
-        extract_features(engine, crops, preprocessing)
+        extract_features(engine, crops, preprocessing, _BATCH)
         seconds[entrant["architecture"]] = round(time.monotonic() - started, 3)
     return seconds
 

@@ -1,4 +1,4 @@
-"""Keeps what can be made again, decoded pixels and features, within a bound on disk."""
+"""Keeps what can be made again, decoded pixels, features and engines, within a bound on disk."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ _PIXELS_FRACTION = 0.75
 
 
 def bound_caches(data_folder: Path, limit_bytes: int) -> None:
-    """Remove the longest unused pixels and features until the rest fits; those in use stay."""
+    """Remove the longest unused files until the rest fits; those in use stay."""
     pixels_bytes = int(limit_bytes * _PIXELS_FRACTION)
     PixelCache(data_folder / "cache" / "pixels").evict(pixels_bytes)
-    _remove_oldest(data_folder / "cache" / "features", limit_bytes - pixels_bytes)
+    cache = data_folder / "cache"
+    rest = [*cache.glob("features/*.safetensors"), *cache.glob("engines/*.onnx")]
+    _remove_oldest(rest, limit_bytes - pixels_bytes)
 
 
-def _remove_oldest(folder: Path, limit_bytes: int) -> None:
-    files = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*.safetensors"))
+def _remove_oldest(paths: list[Path], limit_bytes: int) -> None:
+    files = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in paths)
     excess_bytes = sum(size_bytes for _, size_bytes, _ in files) - limit_bytes
     for _, size_bytes, path in files:
         if excess_bytes <= 0:

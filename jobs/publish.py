@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from jobs import lifecycle
+from jobs import engine_builds, lifecycle
 from jobs.promotion import conclude, first_result
 from jobs.reproduction import compare_versions
 from jobs.states import JobEvent
@@ -75,6 +75,7 @@ def finish(
             changes=changes,
             report_sha256=report_sha256,
         )
+        engine_builds.queue(connection, last.get("next_engine"), job.project)
         faults.reach("publish.in_tx")
     faults.reach("publish.after_commit")
 

@@ -71,6 +71,13 @@ class HeadRecipe:
     max_iterations: int = _parameter(200, "Bound on L-BFGS iterations of one fit.", ge=1, le=10_000)
     batch_size: int = _parameter(32, "Images per forward pass of the backbone.", ge=1, le=1024)
     class_weights: Literal["none", "balanced"] = _class_weights()
+    views: int = _parameter(
+        1,
+        "Views of each image that are learned from: the centre, mirrored, random crops; images are "
+        "judged by the centre alone.",
+        ge=1,
+        le=16,
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import train
+from jobs.training.engine_build import build
 from jobs.training.interruption import EXIT_STATUS, Interruption, StoppedOnRequest
 from jobs.training.race import race
 from jobs.training.race_spec import RaceSpec
@@ -47,6 +48,8 @@ def _work(
     kind: str, path: Path, progress: ProgressWriter, interruption: Interruption
 ) -> dict[str, object]:
     try:
+        if kind == "engine":
+            return build(path, progress)
         if kind == "race":
             return race(RaceSpec.load(path), progress, interruption)
         return train(TrainSpec.load(path), progress, interruption)

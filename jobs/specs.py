@@ -96,6 +96,7 @@ def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Data
         "download": _download,
         "fine_tune": _fine_tune,
         "race": _race,
+        "engine": _engine,
     }[job.type](machine, job, dataset, parent)
     path = folder / FILE_NAME
     durable.write_bytes(path, durable.canonical_json({**common, **particular}))
@@ -168,6 +169,13 @@ def _threads(machine: Machine, job: Job) -> int:
     if "reproduce" not in job.spec:
         return machine.train_threads
     return int(job.spec["reproduce"]["receipt"]["numerics"]["threads"])
+
+
+def _engine(
+    machine: Machine, job: Job, _dataset: Dataset | None, _parent: Dataset | None
+) -> dict[str, Any]:
+    threads = {"threads": machine.train_threads, "time_limit_seconds": None}
+    return {**job.spec, **threads}
 
 
 def _race(

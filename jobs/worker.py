@@ -49,10 +49,16 @@ _AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
 _START_AGAIN_AFTER = timedelta(seconds=5)
 _AGAIN_AFTER_LOSS = timedelta(seconds=1)
 #: What a slot of each kind may run: data and downloads never wait for a training.
-SLOT_KINDS = {"train": ("fine_tune", "race"), "data": ("ingest",), "weights": ("download",)}
+SLOT_KINDS = {
+    "train": ("fine_tune", "race"),
+    "data": ("ingest",),
+    "weights": ("download",),
+    "engine": ("engine",),
+}
 CHILD_KINDS: dict[str, AttemptKind] = {
     "fine_tune": "train",
     "race": "train",
+    "engine": "train",
     "ingest": "ingest",
     "download": "download",
 }
@@ -65,6 +71,7 @@ class WorkerLimits:
     train_slots: int = 1
     data_slots: int = 1
     weights_slots: int = 1
+    engine_slots: int = 1
     lease_seconds: float = 45.0
     heartbeat_seconds: float = 10.0
     tick_seconds: float = 0.05

@@ -11,13 +11,20 @@ import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models_cache.errors import WeightsKeysMismatch, WeightsMalformed
+from models_cache.durable import sha256_of_file
+from models_cache.errors import (
+    WeightsHashMismatch,
+    WeightsKeysMismatch,
+    WeightsMalformed,
+    WeightsUnavailable,
+)
 
 StateDict = dict[str, Tensor]
 
@@ -43,6 +50,23 @@ _UNREADABLE = (
     EOFError,
     OverflowError,
 )
+
+
+def verified_weights(folder: Path, weights: dict[str, Any]) -> Path:
+    """Return the weights file that a receipt or an artifact names, its bytes checked.
+
+    Raises:
+        WeightsUnavailable: It is not in the folder.
+        WeightsHashMismatch: It is not what it was.
+    """
+    file, expected = str(weights["file"]), str(weights["sha256"])
+    path = folder / Path(file).name  # an imported artifact may say anything
+    if not path.is_file():
+        raise WeightsUnavailable(file, str(folder))
+    actual = sha256_of_file(path)
+    if actual != expected:
+        raise WeightsHashMismatch(file, str(folder), expected, actual)
+    return path
 
 
 def read_state_dict(path: Path) -> StateDict:

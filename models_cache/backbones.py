@@ -280,11 +280,14 @@ def _input_px_of(state: StateDict) -> int | None:
 class _ParametersOnMeta(TorchFunctionMode):
     """Inside, parameters and buffers are made without memory or values.
 
+    Drawing the values is left out as well: on meta tensors it takes 0.2 s of Python.
+
     `torch.device("meta")` does more: it also redirects the small computations by which RegNet
     finds its layer widths, and building fails.
     """
 
     _FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand})
+    _DRAWS = frozenset({Tensor.uniform_, Tensor.normal_})
 
     def __torch_function__(
         self,
@@ -293,6 +296,8 @@ class _ParametersOnMeta(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
+        if func in self._DRAWS:
+            return args[0]
         kwargs = dict(kwargs or {})
         if func in self._FACTORIES and kwargs.get("device") is None:
             kwargs["device"] = "meta"

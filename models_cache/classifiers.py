@@ -6,6 +6,7 @@ are made and compared.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,25 @@ def check_golden(classifier: Classifier, artifact: Artifact, blobs: BlobStore) -
     for difference, tolerance in compared:
         if not difference <= tolerance:  # also true for NaN
             raise ArtifactGoldenMismatch(difference, tolerance)
+
+
+def gives_golden_features(
+    features_of: Callable[[Tensor], Tensor], artifact: Artifact, blobs: BlobStore
+) -> bool:
+    """Tell whether an engine gives the features stored with an artifact.
+
+    Args:
+        features_of: Pixels uint8 `[B, H, W, 3]` -> features float32 `[B, D]`.
+        artifact: Of the same backbone.
+        blobs: Where the artifact's files are.
+    """
+    golden = read_golden(blobs, artifact)
+    try:
+        stored = torch.from_numpy(golden["features"])
+        difference, tolerance = _difference(features_of(torch.from_numpy(golden["images"])), stored)
+    except (KeyError, RuntimeError, TypeError, IndexError):  # told by whoever checks the artifact
+        return False
+    return difference <= tolerance
 
 
 def _difference(found: Tensor, stored: Tensor) -> tuple[float, float]:

@@ -44,6 +44,7 @@ from models_cache.asgi import (
 )
 from models_cache.batching import Batcher, Room
 from models_cache.decode import ImageLimits
+from models_cache.engines import Engine
 from models_cache.errors import (
     BlobMissing,
     GraftError,
@@ -52,7 +53,6 @@ from models_cache.errors import (
     WireMalformed,
     to_wire,
 )
-from models_cache.features import Engine
 from models_cache.loaded import Pinned, SharedLoads
 from models_cache.predictor import (
     BackboneKey,

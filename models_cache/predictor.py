@@ -27,19 +27,25 @@ from models_cache.artifacts import (
     read_artifact,
     read_familiarity,
 )
+from models_cache.backbone_weights import verified_weights
 from models_cache.backbones import Classifier
 from models_cache.blobs import BlobStore
-from models_cache.classifiers import check_golden, golden_images, load_classifier, load_head
+from models_cache.classifiers import (
+    check_golden,
+    gives_golden_features,
+    golden_images,
+    load_classifier,
+    load_head,
+)
 from models_cache.decode import ImageLimits, center_crop, decode_rgb, resize_shorter_side
-from models_cache.durable import sha256_of_file
+from models_cache.engine_store import EngineKey, EngineStore
+from models_cache.engines import Engine, choose_engine
 from models_cache.errors import (
     DeviceUnavailable,
     GraftError,
     ModelUnhealthy,
-    WeightsHashMismatch,
-    WeightsUnavailable,
 )
-from models_cache.features import Engine, choose_engine, freeze, is_out_of_memory
+from models_cache.features import freeze, is_out_of_memory
 from models_cache.loaded import LoadedCache, Pinned
 from models_cache.novelty import Familiarity
 from models_cache.preprocessing import Preprocessing
@@ -151,7 +157,7 @@ class Predictor:
     """Loads artifacts from a data folder and runs them on one device. Thread-safe.
 
     Args:
-        data_folder: Holds `blobs/` and `weights/`.
+        data_folder: Holds `blobs/`, `weights/` and `cache/engines/`.
         device: Where backbones and heads live.
         cache_bytes: Bound on what is loaded and not in use.
         limits: What images may be.
@@ -162,11 +168,14 @@ class Predictor:
     ) -> None:
         self._blobs = BlobStore(data_folder / "blobs")
         self._weights_folder = data_folder / "weights"
+        self._engines = EngineStore(data_folder / "cache" / "engines")
         self._device = device
         self._limits = limits
         heads_bytes = int(cache_bytes * _HEADS_FRACTION)
         self._heads = LoadedCache(self._load_head, _head_bytes, heads_bytes)
-        self._backbones = LoadedCache(self._load_backbone, _engine_bytes, cache_bytes - heads_bytes)
+        self._backbones = LoadedCache(
+            self._load_backbone, lambda engine: engine.size_bytes, cache_bytes - heads_bytes
+        )
         # Around every call of a module, and nothing slower: choosing an engine traces the network,
         # and torch's tracer replaces `nn.Module.__call__` for the whole process meanwhile
         self._device_lock = threading.Lock()
@@ -287,11 +296,32 @@ class Predictor:
         return LoadedHead(artifact, key, head.cpu(), familiarity)
 
     def _load_backbone(self, key: BackboneKey) -> Engine:
+        return self._built_engine(key) or self._torch_engine(key)
+
+    def _built_engine(self, key: BackboneKey) -> Engine | None:
+        """Return the engine that was built of a backbone, if it gives what the artifact says."""
+        artifact = key.artifact
+        if self._device.type != "cpu" or artifact.facts.kind != "head":
+            return None
+        name = EngineKey(key.architecture, key.sha256, key.preprocessing_digest)
+        engine = self._engines.load(name)
+        if engine is None:
+            return None
+        golden = _Preread(self._blobs, artifact.files[GOLDEN_FILE].sha256)
+        with self._device_lock:
+            fits = gives_golden_features(
+                lambda pixels: engine.features(pixels, artifact.facts.preprocessing),
+                artifact,
+                golden,
+            )
+        return engine if fits else None
+
+    def _torch_engine(self, key: BackboneKey) -> Engine:
         artifact = key.artifact
         weights_path = None
         if artifact.facts.kind == "head":
             assert artifact.facts.weights is not None  # checked when the artifact was read
-            weights_path = self._verified_weights(artifact.facts.weights)
+            weights_path = verified_weights(self._weights_folder, artifact.facts.weights)
         classifier = load_classifier(artifact, self._blobs, weights_path)
         preprocessing = artifact.facts.preprocessing
         probe = torch.from_numpy(golden_images(preprocessing.crop_px)).to(self._device)
@@ -306,16 +336,6 @@ class Predictor:
             if not is_out_of_memory(error):
                 raise
             raise DeviceUnavailable(str(self._device), f"out of memory {when}") from error
-
-    def _verified_weights(self, weights: dict[str, Any]) -> Path:
-        file, expected = str(weights["file"]), str(weights["sha256"])
-        path = self._weights_folder / Path(file).name  # an imported artifact may say anything
-        if not path.is_file():
-            raise WeightsUnavailable(file, str(self._weights_folder))
-        actual = sha256_of_file(path)
-        if actual != expected:
-            raise WeightsHashMismatch(file, str(self._weights_folder), expected, actual)
-        return path
 
 
 def ranked(scores: Tensor, classes: Sequence[str], top_k: int | None) -> list[dict[str, Any]]:
@@ -375,11 +395,6 @@ def _outputs_of_head(head: LoadedHead, features: Tensor) -> Iterator[ImageOutput
             yield ImageOutput(scores[row], ood_scores[row], strange[row])
         else:
             yield ModelUnhealthy(head.artifact.digest)
-
-
-def _engine_bytes(engine: Engine) -> int:
-    tensors = (*engine.forward.parameters(), *engine.forward.buffers())
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _head_bytes(head: LoadedHead) -> int:

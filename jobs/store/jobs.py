@@ -74,6 +74,7 @@ class NewJob:
     dataset_id: str | None = None
     model: str | None = None
     retry_of: str | None = None
+    not_before: datetime | None = None
     project: str = DEFAULT_PROJECT
 
 
@@ -109,6 +110,7 @@ def accept(connection: Connection, new: NewJob) -> Job:
             faults=0,
             checkpoint_attempt=0,
             retry_of=new.retry_of,
+            not_before=new.not_before,
             event_seq=0,
             created_at=utc_now(),
         )

@@ -7,8 +7,8 @@ weights -> decode -> features -> head -> train -> evaluate -> publish. Recipe `h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from jobs.recipes import (
     AutoRecipe,
     FinetuneRecipe,
     HeadRecipe,
+    Recipe,
     RecipeFacts,
     ScratchRecipe,
     as_json,
@@ -32,6 +33,7 @@ from jobs.training import doctor
 from jobs.training.averaging import WeightAverage
 from jobs.training.checkpoint import Checkpoint
 from jobs.training.evaluate import Outputs, predict_outputs
+from jobs.training.frozen import choose_pass, features_of_view, no_pass
 from jobs.training.head import HeadFit, fit_head
 from jobs.training.interruption import Interruption
 from jobs.training.loop import Surroundings, TrainingData, fine_tune
@@ -43,6 +45,7 @@ from jobs.training.schedule import Schedule
 from jobs.training.sources import Backbone, decode_dataset, fetch_backbone, split_dataset
 from jobs.training.spec import TrainSpec
 from jobs.training.state import TrainingState
+from jobs.training.views import view_names
 from models_cache import faults
 from models_cache.artifacts import Kind
 from models_cache.backbones import (
@@ -50,9 +53,7 @@ from models_cache.backbones import (
     has_batch_norm,
     parameter_groups_in_depth_order,
 )
-from models_cache.classifiers import golden_images
 from models_cache.durable import canonical_json, sha256_of_bytes
-from models_cache.features import EAGER, Engine, FeatureKey, choose_engine, extract_features
 
 
 def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption) -> dict[str, Any]:
@@ -71,6 +72,8 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
         ready = settle(place, backbone, data)
         place.progress.expect(TrainingEstimate(_plan(ready)))
         checkpoint = _matching(place.checkpoint, ready)
+        if checkpoint is None and place.checkpoint is not None:  # features are needed again
+            ready = settle(replace(place, checkpoint=None), backbone, data)
         if isinstance(ready.recipe, HeadRecipe):
             features = frozen_features(ready)
             result = publish(ready, _head_only(ready, features, _fit(ready, features)))
@@ -91,12 +94,11 @@ def settle(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
         imbalance=_imbalance(data),
     )
     recipe = resolve(spec.recipe, spec.parameters, facts)
-    engine = Engine(EAGER, backbone.module)
-    if not isinstance(recipe, ScratchRecipe):  # which makes no frozen pass
-        probe = torch.from_numpy(golden_images(backbone.preprocessing.crop_px)).to(place.device)
-        engine = choose_engine(backbone.module, probe, backbone.preprocessing)
+    frozen = no_pass()
+    if not isinstance(recipe, ScratchRecipe):
+        frozen = choose_pass(place, backbone, data.dataset, recipe.batch_size, _views(recipe))
     task = Classification(data.dataset.manifest.classes)
-    ready = Ready(place, backbone, data, task, recipe, engine)
+    ready = Ready(place, backbone, data, task, recipe, frozen)
     receipt = {
         "dataset": data.dataset.manifest.digest,
         "recipe": {"name": spec.recipe, "parameters": as_json(recipe)},
@@ -196,37 +198,29 @@ def _matching(checkpoint: Checkpoint | None, ready: Ready) -> Checkpoint | None:
 
 def frozen_features(ready: Ready) -> Tensor:
     """Phase `features`: float32 `[N, D]` of all images, from the cache if they are there."""
-    place, dataset, preprocessing = ready.place, ready.data.dataset, ready.backbone.preprocessing
-    place.begin("features")
-    weights, batch = ready.backbone.weights, ready.recipe.batch_size
-    assert weights is not None, "features of random weights are not cached"
-    key = FeatureKey(
-        dataset.manifest.digest,
-        place.spec.architecture,
-        weights["sha256"],
-        preprocessing.digest,
-        ready.numerics,
-    )
-    count = len(dataset.manifest.images)
-    features = place.features.read(key)
-    if features is None or features.shape != (count, ready.backbone.width):
-        features = extract_features(ready.engine, _crops(ready, count, batch), preprocessing)
-        place.features.write(key, features)
-    place.progress.progress("images", count, count)
-    return features
+    ready.place.begin("features")
+    dataset, batch_size = ready.data.dataset, ready.recipe.batch_size
+    return features_of_view(ready.place, ready.backbone, dataset, batch_size, ready.frozen)
 
 
-def _crops(ready: Ready, count: int, batch: int) -> Iterator[Tensor]:
-    """Yield what the network is shown of all images, uint8 `[B, crop, crop, 3]`."""
-    for start in range(0, count, batch):
-        ready.place.advance("images", start, count)
-        chosen = range(start, min(start + batch, count))
-        yield ready.data.dataset.center_crops(chosen, ready.backbone.preprocessing.crop_px)
+def _views(recipe: Recipe) -> list[str]:
+    """Return what the head of a recipe learns from of each image; the centre first."""
+    return view_names(recipe.views if isinstance(recipe, HeadRecipe) else 1)
+
+
+def _further_views(ready: Ready) -> list[Tensor]:
+    """Return the features of all images in the views behind the first, float32 `[N, D]` each."""
+    dataset, batch_size = ready.data.dataset, ready.recipe.batch_size
+    return [
+        features_of_view(ready.place, ready.backbone, dataset, batch_size, ready.frozen, view)
+        for view in _views(ready.recipe)[1:]
+    ]
 
 
 def _fit(ready: Ready, features: Tensor) -> HeadFit:
     """Phase `head`: the linear classifier, its penalty by cross-validation."""
     data, recipe = ready.data, ready.recipe
+    shown = torch.stack([features, *_further_views(ready)])  # [V, N, D]
     ready.place.begin("head")
     if isinstance(recipe, FinetuneRecipe):
         recipe = HeadRecipe(
@@ -244,7 +238,7 @@ def _fit(ready: Ready, features: Tensor) -> HeadFit:
         return place.interruption.out_of_time
 
     fit = fit_head(
-        features[train].to(ready.place.device),
+        shown[:, train].to(ready.place.device),
         ready.labels[train],
         data.dataset.contents(data.train),
         len(ready.task.classes),

@@ -102,7 +102,8 @@ def fit_head(
     after the first penalty.
 
     Args:
-        features: Backbone outputs, float32 `[N, D]`, one row per training image.
+        features: Backbone outputs, float32 `[N, D]`, one row per training image; or `[V, N, D]`,
+            views of each image, all learned from, the first alone judged.
         labels: Class indices, int64 `[N]`, each in `range(num_classes)`.
         groups: Content hash of each image; equal ones never lie in different folds.
         num_classes: Number of outputs, C.
@@ -115,10 +116,14 @@ def fit_head(
     """
     folds = assign_folds(labels.tolist(), groups, recipe.folds)
     count = int(folds.max()) + 1
-    effort = _Effort.of(count * num_classes * features.shape[0] * min(features.shape))
+    views = 1 if features.ndim == 2 else len(features)
+    rows = features.reshape(views * len(labels), -1)  # [V * N, D]
+    effort = _Effort.of(count * num_classes * rows.shape[0] * min(rows.shape))
+    folds = folds.repeat(views)  # all views of an image in one fold
     order = torch.argsort(folds, stable=True)  # the images of a fold side by side
-    space = _Space.of(features[order.to(features.device)], effort.dtype)
-    labels = labels[order].to(features.device)
+    judged = (order < len(labels)).to(rows.device)
+    space = _Space.of(rows[order.to(rows.device)], effort.dtype)
+    labels = labels.repeat(views)[order].to(rows.device)
     bounds = [0, *torch.bincount(folds, minlength=count).cumsum(0).tolist()]
     held_out = [slice(*pair) for pair in pairwise(bounds)]
     weights = None
@@ -127,15 +132,16 @@ def fit_head(
         weights = (len(labels) / (num_classes * counts)).to(effort.dtype)[labels]
     problem = _Problem(space.rows, labels, num_classes, recipe.max_iterations, weights)
     walk = _Walk(poll, l2_path(recipe, effort.penalties_per_decade))
-    search = _Search(problem, held_out, effort, walk)
+    search = _Search(problem, held_out, judged, effort, walk)
     l2, parameters, logits = search.run()
     weights = torch.stack(parameters).mean(dim=0)  # near the optimum of all images together
     weights = problem.solve(l2, weights, effort.tolerance, walk.look)
     walk.end()
     found = torch.empty_like(logits)
     found[order.to(logits.device)] = logits
-    loss = F.cross_entropy(logits, labels).item()
-    return HeadFit(space.layer(weights).cpu(), l2, found.cpu(), loss)
+    loss = F.cross_entropy(logits[judged], labels[judged]).item()
+    images = len(labels) // views
+    return HeadFit(space.layer(weights).cpu(), l2, found[:images].cpu(), loss)
 
 
 def fit_linear_head(
@@ -239,12 +245,14 @@ class _Search:
     Args:
         problem: On all images, those of a fold side by side.
         held_out: Rows of each fold, K of them.
+        judged: Rows by which penalties are compared, bool `[N]`.
         effort: How exactly.
         walk: Asked how to go on, and the penalties.
     """
 
     problem: _Problem
     held_out: Sequence[slice]
+    judged: Tensor
     effort: _Effort
     walk: _Walk
 
@@ -258,7 +266,8 @@ class _Search:
         for l2 in self.walk.path:
             parameters, logits = self._fit(l2, searched, parameters)
             self.walk.next()
-            loss = self.problem.mean_loss(logits, slice(0, end))
+            judged = self.judged[:end].nonzero()[:, 0]
+            loss = self.problem.mean_loss(logits[judged], judged)
             worse = 0 if best is None or loss < best[0] else worse + 1
             if not worse:
                 best = (loss, l2, parameters, logits)
@@ -352,7 +361,7 @@ class _Problem:
             rows = _NO_ROWS
         return replace(self, left_out=rows)
 
-    def mean_loss(self, logits: Tensor, rows: slice) -> float:
+    def mean_loss(self, logits: Tensor, rows: slice | Tensor) -> float:
         """Return the mean loss of logits `[B, C]` of some rows, in nats, as they count."""
         losses = F.cross_entropy(logits, self.labels[rows], reduction="none")
         if self.weights is not None:

@@ -18,6 +18,7 @@ from jobs.evaluation.plots import plots
 from jobs.recipes import Recipe, as_json
 from jobs.tasks.classification import Classification
 from jobs.training.evaluate import Outputs
+from jobs.training.frozen import FrozenPass, wanted_engine
 from jobs.training.head import assign_folds
 from jobs.training.loop import TrainingData
 from jobs.training.place import Place
@@ -35,7 +36,6 @@ from models_cache.artifacts import (
 from models_cache.backbones import Classifier
 from models_cache.classifiers import golden_outputs, tensors_to_publish
 from models_cache.durable import canonical_json
-from models_cache.features import Engine
 
 TRAIN_FOLDS = "train-folds"  # the split's name where training images are judged out of fold
 _FOLDS = 5  # of the images that calibration is fitted on, where it is also reported on them
@@ -50,7 +50,7 @@ class Ready:
     data: TrainingData
     task: Classification
     recipe: Recipe
-    engine: Engine
+    frozen: FrozenPass
 
     @property
     def labels(self) -> Tensor:
@@ -65,7 +65,7 @@ class Ready:
     def numerics(self) -> dict[str, Any]:
         """What decides the last bits of the result, JSON-ready."""
         batch = self.recipe.batch_size
-        return {**self.place.numerics.as_json(), "engine": self.engine.name, "batch": batch}
+        return {**self.place.numerics.as_json(), "engine": self.frozen.engine_name, "batch": batch}
 
     def judged(self) -> dict[str, NDArray[np.int64]]:
         """Return the images that the model is judged on, by split; the last is reported."""
@@ -133,6 +133,7 @@ def publish(ready: Ready, trained: Trained) -> dict[str, Any]:
         "artifact": {"digest": artifact.digest, "files": artifact.files_as_json()},
         "metrics": metrics,
         "evaluation_sha256": artifact.files[EVALUATION_FILE].sha256,
+        "next_engine": wanted_engine(place, ready.backbone),
     }
 
 

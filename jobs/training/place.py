@@ -16,7 +16,9 @@ from jobs.training.device import Numerics, set_up
 from jobs.training.interruption import Interruption
 from jobs.training.spec import TrainSpec
 from models_cache.blobs import BlobStore
-from models_cache.features import FeatureCache, is_out_of_memory
+from models_cache.engine_store import EngineStore
+from models_cache.feature_cache import FeatureCache
+from models_cache.features import is_out_of_memory
 from models_cache.pixels import PixelCache
 from models_cache.predictor import choose_device
 
@@ -69,6 +71,11 @@ class Place:
     def features(self) -> FeatureCache:
         """Cached features."""
         return FeatureCache(self.spec.data_folder / "cache" / "features")
+
+    @property
+    def engines(self) -> EngineStore:
+        """Engines built for the next job."""
+        return EngineStore(self.spec.data_folder / "cache" / "engines")
 
     @property
     def checkpoints(self) -> Checkpoints:

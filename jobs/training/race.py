@@ -17,7 +17,6 @@ from torch import Tensor
 
 from jobs.datasets.manifest import TRAIN, VAL, Manifest
 from jobs.errors import FeaturesNotFinite, OutOfMemory
-from jobs.eta import PhaseEstimate
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import frozen_features, settle
 from jobs.training.checkpoint import Checkpoints

@@ -19,7 +19,8 @@ from models_cache.artifacts import Artifact, read_artifact
 from models_cache.backbones import build_backbone
 from models_cache.blobs import BlobStore
 from models_cache.classifiers import check_golden, load_classifier
-from models_cache.features import choose_engine, freeze
+from models_cache.engines import choose_engine
+from models_cache.features import freeze
 from tests.training_jobs import SMALL, TrainingJob, store_dataset, training_spec, write_catalogue
 
 pytestmark = pytest.mark.gpu

@@ -37,8 +37,9 @@ from models_cache.calibration import Calibration, Level
 from models_cache.classifiers import golden_images
 from models_cache.decode import ImageLimits, center_crop, decode_rgb, resize_shorter_side
 from models_cache.durable import sha256_of_file
+from models_cache.engines import FOLDED, choose_engine
 from models_cache.errors import InferenceAddressInvalid, ModelUnhealthy
-from models_cache.features import FOLDED, choose_engine, normalised
+from models_cache.features import normalised
 from models_cache.inference import InferenceApp, InferenceConfig
 from models_cache.novelty import fit_familiarity
 from models_cache.predictor import ImageOutput, Predictor, QueuedImage

@@ -43,8 +43,9 @@ from models_cache.classifiers import (
     tensors_to_publish,
 )
 from models_cache.decode import center_crop, decode_rgb, resize_shorter_side
+from models_cache.engines import choose_engine
 from models_cache.errors import ArtifactGoldenMismatch
-from models_cache.features import choose_engine, normalised
+from models_cache.features import normalised
 from models_cache.pixels import PixelCache, PixelKey
 from tests.training_jobs import (
     ARCHITECTURE,

@@ -33,6 +33,7 @@ from models_cache.classifiers import (
     tensors_to_publish,
 )
 from models_cache.durable import canonical_json
+from models_cache.engines import choose_engine
 from models_cache.errors import (
     ArtifactGoldenMismatch,
     ArtifactMalformed,
@@ -40,7 +41,7 @@ from models_cache.errors import (
     BlobMissing,
     WeightsKeysMismatch,
 )
-from models_cache.features import choose_engine, freeze
+from models_cache.features import freeze
 from models_cache.novelty import fit_familiarity
 from models_cache.preprocessing import Preprocessing
 from models_cache.svg import Drawing

@@ -243,3 +243,22 @@ def test_a_balanced_head_is_the_one_of_repeated_rare_images() -> None:
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
     unweighted = fit_head(features, labels, groups, 2, replace(one, class_weights="none"))
     assert (unweighted.head(features).argmax(1) == 1).sum() < (found.argmax(1) == 1).sum()
+
+
+def test_views_are_learned_from_and_never_judged() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 2
+    centre = torch.randn(60, 8, generator=generator) + labels[:, None]
+    noise = torch.randn(2, 60, 8, generator=generator)  # shows nothing of the image
+    alone = fit_head(centre, labels, names(60), 2, HeadRecipe())
+    assert torch.equal(
+        fit_head(centre[None], labels, names(60), 2, HeadRecipe()).head.weight, alone.head.weight
+    )
+    copied = fit_head(centre.expand(3, -1, -1), labels, names(60), 2, HeadRecipe())
+    assert copied.out_of_fold_logits.shape == (60, 2)
+    # Copies of every image are the same objective; a copy in another fold would show itself
+    torch.testing.assert_close(copied.head.weight, alone.head.weight, rtol=1e-3, atol=1e-4)
+    assert copied.out_of_fold_loss == pytest.approx(alone.out_of_fold_loss, rel=1e-3)
+    disturbed = fit_head(torch.cat([centre[None], noise]), labels, names(60), 2, HeadRecipe())
+    own = torch.nn.functional.cross_entropy(disturbed.out_of_fold_logits, labels)
+    assert disturbed.out_of_fold_loss == pytest.approx(own.item(), rel=1e-5)

@@ -1,0 +1,121 @@
+"""How fast each engine makes a frozen pass, and what the cache of features saves.
+
+    python benchmarks/features.py --archive hymenoptera.zip --weights WEIGHTS_FOLDER
+
+In one run on one machine, engines in turns, the shortest of three rounds each: eager channels-last,
+BatchNorm folded, and ONNX Runtime; the time to build the latter; and reading the same features
+from the cache, with and without a few new images.
+
+Prints the ratios to the eager network and writes them as JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(_REPOSITORY), str(_REPOSITORY / "benchmarks")]
+
+import decode  # noqa: E402 - after the path
+import head_vs_tutorial as tutorial  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from models_cache.backbones import build_backbone  # noqa: E402
+from models_cache.catalogue import Catalogue  # noqa: E402
+from models_cache.classifiers import golden_images  # noqa: E402
+from models_cache.durable import sha256_of_bytes  # noqa: E402
+from models_cache.engine_store import EngineKey, EngineStore, build_engine  # noqa: E402
+from models_cache.engines import (  # noqa: E402
+    EAGER,
+    Engine,
+    choose_engine,
+    extract_features,
+)
+from models_cache.feature_cache import FeatureCache, FeatureKey  # noqa: E402
+from models_cache.features import freeze  # noqa: E402
+from models_cache.preprocessing import Preprocessing  # noqa: E402
+
+_BATCH = 32
+_NEW_IMAGES = 3
+
+
+def main() -> None:
+    """Run all engines, print the ratios, write the JSON."""
+    options = tutorial.parse_options()
+    torch.set_num_threads(options.threads)
+    catalogue = Catalogue.load(extra_files=[options.weights / "catalog.json"])
+    candidates = catalogue.candidates(options.architecture, "DEFAULT", have=lambda _info: False)
+    info = next(info for info in candidates if (options.weights / info.file).is_file())
+    path = options.weights / info.file
+    module = build_backbone(options.architecture, weights_path=path, has_head=info.has_head)
+    backbone = freeze(module, torch.device("cpu"))
+    crops = decode.center_crops(options.archive, info.preprocessing)
+    report: dict[str, Any] = {
+        "architecture": options.architecture,
+        "images": len(crops),
+        "threads": options.threads,
+        "batch": _BATCH,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        engines = [Engine.of(EAGER, backbone)]
+        probe = torch.from_numpy(golden_images(info.preprocessing.crop_px))
+        engines.append(choose_engine(backbone, probe, info.preprocessing))
+        engines.extend(_built(Path(folder), backbone, info.preprocessing, report))
+        passes = {
+            engine.name: lambda engine=engine: extract_features(  # type: ignore[misc]
+                engine, crops.split(_BATCH), info.preprocessing, _BATCH
+            )
+            for engine in engines
+        }
+        report["seconds"] = decode.shortest(passes)
+        report["seconds"] |= _cached(Path(folder), engines[-1], crops, info.preprocessing)
+    eager_seconds = report["seconds"][EAGER]
+    report["ratios_to_eager"] = {
+        name: round(seconds / eager_seconds, 4) for name, seconds in report["seconds"].items()
+    }
+    decode.tell(report, options)
+
+
+def _built(
+    folder: Path, backbone: torch.nn.Module, preprocessing: Preprocessing, report: dict[str, Any]
+) -> Iterator[Engine]:
+    store, key = EngineStore(folder / "engines"), EngineKey("benchmark", "0" * 64, "0" * 64)
+    started = time.monotonic()
+    record, network = build_engine(backbone, preprocessing)
+    report["build_seconds"] = round(time.monotonic() - started, 3)
+    report["verdict"] = record.reason
+    store.keep(key, record, network)
+    engine = store.load(key)
+    if engine is not None:
+        yield engine
+
+
+def _cached(
+    folder: Path, engine: Engine, crops: Tensor, preprocessing: Preprocessing
+) -> dict[str, float]:
+    """Time reading all features, and all but a few that are computed."""
+    cache = FeatureCache(folder / "features")
+    names = [sha256_of_bytes(str(position).encode()) for position in range(len(crops))]
+    known = crops[:-_NEW_IMAGES]
+    found = extract_features(engine, known.split(_BATCH), preprocessing, _BATCH)
+    key = FeatureKey("benchmark", "0" * 64, preprocessing.digest, {})
+    cache.write(key, names[:-_NEW_IMAGES], found)
+
+    def read() -> None:
+        assert len(cache.read(key, names[:-_NEW_IMAGES])) == len(known)
+
+    def read_and_embed() -> None:
+        read()
+        extract_features(engine, [crops[-_NEW_IMAGES:]], preprocessing, _BATCH)
+
+    return decode.shortest({"all cached": read, f"{_NEW_IMAGES} new images": read_and_embed})
+
+
+if __name__ == "__main__":
+    main()

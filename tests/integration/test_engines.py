@@ -1,0 +1,156 @@
+"""Engines built in the background: queued once, used by the next job and by serving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs import engine_builds
+from jobs.store import jobs
+from jobs.store.database import Database
+from models_cache import engine_store
+from models_cache.backbones import build_backbone
+from models_cache.decode import ImageLimits
+from models_cache.durable import sha256_of_bytes
+from models_cache.engine_store import EngineKey, EngineRecord, EngineStore, engine_name
+from models_cache.features import freeze
+from models_cache.predictor import Predictor
+from models_cache.preprocessing import Preprocessing
+from tests.training_jobs import (
+    TrainingChildren,
+    TrainingJob,
+    store_dataset,
+    training_spec,
+    write_catalogue,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[TrainingChildren]:
+    children = TrainingChildren()
+    yield children
+    children.close()
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Callable[[str, int], TrainingJob]:
+    """Make a job on drawn images, the first ones the same whatever their number."""
+    catalogue = write_catalogue(tmp_path / "catalogue")
+
+    def make(job_id: str, images: int, recipe: str = "head") -> TrainingJob:
+        manifest = store_dataset(tmp_path, {"train": images, "val": 3})
+        return TrainingJob(tmp_path, job_id, training_spec(manifest, catalogue, recipe=recipe))
+
+    return make
+
+
+def keep_engine(job: TrainingJob, wanted: dict[str, Any]) -> None:
+    """Keep the engine that a job asked for, whatever timing would say of it."""
+    preprocessing = Preprocessing.from_json(wanted["preprocessing"])
+    weights = wanted["weights"]
+    path = job.data_folder / "weights" / weights["file"]
+    backbone = build_backbone(
+        wanted["architecture"], weights_path=path, has_head=weights["has_head"]
+    )
+    network = engine_store._exported(freeze(backbone, torch.device("cpu")), preprocessing.crop_px)
+    key = EngineKey(wanted["architecture"], weights["sha256"], preprocessing.digest)
+    record = EngineRecord(True, "kept by a test", {}, sha256_of_bytes(network))
+    EngineStore(job.data_folder / "cache" / "engines").keep(key, record, network)
+
+
+def engine_of(job: TrainingJob) -> str:
+    (resolved,) = (line["resolved"] for line in job.lines() if line["kind"] == "resolved")
+    return str(resolved["numerics"]["engine"])
+
+
+def model_of(job: TrainingJob) -> str:
+    sha256: str = job.result()["artifact"]["files"]["model.safetensors"]["sha256"]
+    return sha256
+
+
+def embedded_images(job: TrainingJob) -> int:
+    """Return how many images passed the backbone."""
+    lines = job.lines()
+    features = next(i for i, line in enumerate(lines) if line.get("phase") == "features")
+    seen = [line for line in lines[features:] if line.get("unit") == "images"]
+    return int(seen[-1]["total"] - seen[0]["done"])
+
+
+def test_engine_child_keeps_a_verdict_and_no_job_asks_again(
+    children: TrainingChildren, head: Callable[..., TrainingJob]
+) -> None:
+    first = head("job_1", 4)
+    assert first.run(children) == 0
+    wanted = first.result()["next_engine"]
+    spec = {**wanted, "kind": "engine", "threads": 1, "time_limit_seconds": None}
+    build = TrainingJob(first.data_folder, "job_engine", spec)
+    assert build.run(children) == 0
+    assert build.result()["engine"] == engine_name()
+    assert set(build.result()["seconds"]) >= {engine_name()}
+    second = head("job_2", 4)
+    assert second.run(children) == 0
+    assert second.result()["next_engine"] is None
+    assert model_of(second) == model_of(first)
+
+
+def test_built_engine_serves_new_images_and_throws_no_cache_away(
+    children: TrainingChildren, head: Callable[..., TrainingJob]
+) -> None:
+    before = head("job_before", 4)
+    assert before.run(children) == 0
+    keep_engine(before, before.result()["next_engine"])
+
+    same = head("job_same", 4)
+    assert same.run(children) == 0
+    assert engine_of(same) == engine_of(before) != engine_name()
+    assert model_of(same) == model_of(before)
+
+    few_more = head("job_few_more", 5)  # one image of each of two classes
+    assert few_more.run(children) == 0
+    assert engine_of(few_more) == engine_of(before)
+    assert embedded_images(few_more) == 2
+
+    many_more = head("job_many_more", 40)
+    assert many_more.run(children) == 0
+    assert engine_of(many_more) == engine_name()
+    predictor = Predictor(many_more.data_folder, torch.device("cpu"), 1 << 30, ImageLimits())
+    with predictor.pin(many_more.result()["artifact"]["digest"]) as model:
+        assert model.backbone.name == engine_name()
+
+
+def test_later_attempts_stay_with_the_engine_of_the_first(
+    children: TrainingChildren, head: Callable[..., TrainingJob]
+) -> None:
+    whole = head("job_whole", 4)
+    assert whole.run(children) == 0
+    for file in (whole.data_folder / "cache" / "features").iterdir():
+        file.unlink()
+    killed = head("job_killed", 4)
+    assert killed.run(children, faults="features.before_fsync=kill") != 0
+    keep_engine(whole, whole.result()["next_engine"])
+    assert killed.run(children) == 0
+    assert engine_of(killed) == engine_of(whole)
+    assert model_of(killed) == model_of(whole)
+
+
+def test_engine_is_queued_once_and_not_again_after_a_failure(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
+    database.migrate()
+    spec = {"architecture": "squeezenet1_1", "engine": "x"}
+
+    def queue() -> list[jobs.Job]:
+        with database.write() as connection:
+            engine_builds.queue(connection, spec, "default")
+            engine_builds.queue(connection, None, "default")
+            return jobs.newest_of_type(connection, engine_builds.TYPE, 10)
+
+    assert [len(queue()), len(queue())] == [1, 1]
+    with database.write() as connection:
+        assert jobs.page(connection, 10, None) == []  # nobody asked for it: it is not listed
+    database.close()
