@@ -17,7 +17,9 @@ from torch import Tensor
 
 from jobs.datasets.manifest import TRAIN, VAL, Manifest
 from jobs.errors import FeaturesNotFinite, OutOfMemory
+from jobs.eta import PhaseEstimate
 from jobs.progress import FILE_NAME, ProgressWriter
+from jobs.recipes import HeadRecipe
 from jobs.training.attempt import frozen_features, settle
 from jobs.training.checkpoint import Checkpoints
 from jobs.training.head import fit_head
@@ -192,6 +194,7 @@ def _probe(run: _Race, entrant: Entrant, report: Report) -> tuple[Probe, Tensor]
         The probe and the features of the training images, float32 `[N, D]`.
     """
     ready, lane = _enter(run, entrant, report)
+    assert isinstance(ready.recipe, HeadRecipe), "a race has recipe `head`"
     began = time.monotonic()
     features = frozen_features(ready)[torch.from_numpy(ready.data.train)]
     embedded_seconds = time.monotonic() - began if lane.embedded else None
@@ -206,7 +209,7 @@ def _probe(run: _Race, entrant: Entrant, report: Report) -> tuple[Probe, Tensor]
         run.judged.labels,
         run.judged.contents,
         len(run.judged.classes),
-        ready.recipe,  # type: ignore[arg-type]  # `settle` makes a HeadRecipe of `head`
+        ready.recipe,
         poll,
     )
     probe = Probe(
