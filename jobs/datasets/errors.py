@@ -12,7 +12,7 @@
 * LayoutError                    the files do not say which image has which label
     + AmbiguousLayout, EmptyDataset, NeedTwoClasses, TooManyClasses, ClassCollision,
       InvalidClassName, ReservedClassName, ClassWithoutImages, InvalidMetadata,
-      MultilabelUnsupported
+      LabelKindMismatch
 * TooManyUnreadable, TooManyPixels  the images themselves
 
 Names of entries come from strangers: `printable` is applied before they become a fact.
@@ -425,15 +425,16 @@ class InvalidMetadata(LayoutError):
 
 
 @leaf
-class MultilabelUnsupported(LayoutError):
-    """Several labels per image cannot be learned yet."""
+class LabelKindMismatch(LayoutError):
+    """Images with one label and with several cannot be in one dataset."""
 
-    code = "multilabel-unsupported"
+    code = "label-kind-mismatch"
     sentence = (
-        "{file} has a column 'labels'; one label per image is what is supported now, "
-        "in a column 'label'"
+        "the images of the upload have {found} each, those of the version it adds to {known}; "
+        "make a new dataset"
     )
-    file: str
+    found: str
+    known: str
 
 
 @leaf

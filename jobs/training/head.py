@@ -1,4 +1,7 @@
-"""The head: a softmax classifier on frozen features, its penalty chosen by cross-validation.
+"""The head: a linear classifier on frozen features, its penalty chosen by cross-validation.
+
+Softmax for labels int64 `[N]`; for several labels, float32 `[N, C]`, a sigmoid for each class:
+C independent problems with one penalty, solved as one.
 
 The objective is convex and every choice follows from the content of the images: the result has
 no seed. Features are centred, divided by one common scale, so that a penalty means the same for
@@ -51,7 +54,8 @@ class HeadFit:
         l2: The penalty that was chosen.
         out_of_fold_logits: float32 `[N, C]`: for each training image the logits of a head that
             saw neither it nor an exact copy of it.
-        out_of_fold_loss: Mean cross-entropy of these, in nats.
+        out_of_fold_loss: Mean cross-entropy of these, in nats; with several labels also over
+            classes.
     """
 
     head: nn.Linear
@@ -103,7 +107,8 @@ def fit_head(
 
     Args:
         features: Backbone outputs, float32 `[N, D]`, one row per training image.
-        labels: Class indices, int64 `[N]`, each in `range(num_classes)`.
+        labels: Class indices, int64 `[N]`, each in `range(num_classes)`; with several labels
+            float32 `[N, C]`, 0 or 1.
         groups: Content hash of each image; equal ones never lie in different folds.
         num_classes: Number of outputs, C.
         recipe: Folds, penalties and bound on iterations.
@@ -113,7 +118,7 @@ def fit_head(
     Raises:
         FeaturesNotFinite: A feature is NaN or infinite.
     """
-    folds = assign_folds(labels.tolist(), groups, recipe.folds)
+    folds = assign_folds(strata(labels), groups, recipe.folds)
     count = int(folds.max()) + 1
     effort = _Effort.of(count * num_classes * features.shape[0] * min(features.shape))
     order = torch.argsort(folds, stable=True)  # the images of a fold side by side
@@ -134,7 +139,7 @@ def fit_head(
     walk.end()
     found = torch.empty_like(logits)
     found[order.to(logits.device)] = logits
-    loss = F.cross_entropy(logits, labels).item()
+    loss = _mean_loss(logits, labels)
     return HeadFit(space.layer(weights).cpu(), l2, found.cpu(), loss)
 
 
@@ -183,18 +188,31 @@ def l2_path(recipe: HeadRecipe, per_decade: int = 10) -> list[float]:
     return [recipe.l2_strongest * 10 ** (-i / per_decade) for i in range(count)]
 
 
-def assign_folds(labels: Sequence[int], groups: Sequence[str], folds: int) -> Tensor:
+def strata(labels: Tensor) -> list[tuple[int, ...]]:
+    """Return which images are alike when folds are dealt out, N of them: those of equal labels.
+
+    Args:
+        labels: int64 `[N]`, or float32 `[N, C]`, 0 or 1.
+    """
+    if labels.ndim == 1:
+        return [(label,) for label in labels.tolist()]
+    return [tuple(row.nonzero()[:, 0].tolist()) for row in labels.cpu()]
+
+
+def assign_folds(
+    labels: Sequence[int] | Sequence[tuple[int, ...]], groups: Sequence[str], folds: int
+) -> Tensor:
     """Return the fold of each image, int64 `[N]`: stratified, and a function of content alone.
 
     Groups of equal images are dealt out class by class in the order of their hash, so that
     neither the order of upload nor a seed changes who is held out with whom.
 
     Args:
-        labels: Class index of each image.
+        labels: Class index of each image, or its indices.
         groups: Content hash of each image.
         folds: Number of folds; fewer where there are fewer distinct images.
     """
-    label_of: dict[str, int] = {}
+    label_of: dict[str, int | tuple[int, ...]] = {}
     for label, group in zip(labels, groups, strict=True):
         label_of.setdefault(group, label)
     # Hashed again: image hashes may have been sorted on purpose by whoever drew the val split.
@@ -337,10 +355,10 @@ class _Space:
 
 @dataclass(frozen=True)
 class _Problem:
-    """A softmax regression on all rows but some."""
+    """A softmax regression, or C logistic ones, on all rows but some."""
 
     rows: Tensor  # float [N, R]
-    labels: Tensor  # int64 [N]
+    labels: Tensor  # int64 [N], or 0 and 1 float [N, C]
     num_classes: int
     max_iterations: int
     weights: Tensor | None = None  # float [N], 1 on average: what each row counts
@@ -426,17 +444,12 @@ class _Problem:
         squares = torch.zeros_like(loss)
         for rows in self._chunks():
             stop()
-            logs = self.logits(rows, parameters).log_softmax(dim=1)  # [B, C]
-            labels = self.labels[rows, None]
-            chosen = logs.gather(1, labels)
-            if self.weights is not None:
-                chosen *= self.weights[rows, None]
-            loss -= chosen.sum(dtype=torch.float64)
-            residuals = logs.exp_()
-            squares += residuals.square().sum(dtype=torch.float64)
-            residuals.scatter_add_(1, labels, residuals.new_full(labels.shape, -1.0))
-            if self.weights is not None:
-                residuals *= self.weights[rows, None]
+            pass_of = _softmax_pass if self.labels.ndim == 1 else _sigmoid_pass
+            logits = self.logits(rows, parameters)  # [B, C]
+            weights = None if self.weights is None else self.weights[rows]
+            loss_here, squares_here, residuals = pass_of(logits, self.labels[rows], weights)
+            loss += loss_here
+            squares += squares_here
             gradient[:-1].addmm_(self.rows[rows].T, residuals)
             gradient[-1] += residuals.sum(dim=0)
         gradient /= count
@@ -452,6 +465,37 @@ class _Problem:
         for first, end in ((0, self.left_out.start), (self.left_out.stop, len(self.rows))):
             for start in range(first, end, size):
                 yield slice(start, min(start + size, end))
+
+
+def _softmax_pass(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return loss, squared probabilities (both summed) and residuals `[B, C]`, in place.
+
+    Args:
+        logits: `[B, C]`; used up.
+        labels: int64 `[B]`.
+    """
+    logs, labels = logits.log_softmax(dim=1), labels[:, None]
+    loss = -logs.gather(1, labels).sum(dtype=torch.float64)
+    residuals = logs.exp_()
+    squares = residuals.square().sum(dtype=torch.float64)
+    residuals.scatter_add_(1, labels, residuals.new_full(labels.shape, -1.0))
+    return loss, squares, residuals
+
+
+def _sigmoid_pass(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same for labels `[B, C]`; `1 - squares / B` is the variance over all classes."""
+    labels = labels.to(logits.dtype)
+    loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    probabilities = logits.sigmoid()
+    variance = (probabilities * (1 - probabilities)).sum(dtype=torch.float64)
+    return loss.sum(dtype=torch.float64), len(logits) - variance, probabilities - labels
+
+
+def _mean_loss(logits: Tensor, labels: Tensor) -> float:
+    """Return the mean cross-entropy over images, and over classes where each has its own."""
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels).item()
+    return F.binary_cross_entropy_with_logits(logits, labels).item()
 
 
 def _descent(
