@@ -200,7 +200,7 @@ def strata(labels: Tensor) -> list[tuple[int, ...]]:
 
 
 def assign_folds(
-    labels: Sequence[int] | Sequence[tuple[int, ...]], groups: Sequence[str], folds: int
+    labels: Sequence[int | tuple[int, ...]], groups: Sequence[str], folds: int
 ) -> Tensor:
     """Return the fold of each image, int64 `[N]`: stratified, and a function of content alone.
 
