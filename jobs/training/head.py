@@ -22,11 +22,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.errors import FeaturesNotFinite
 from jobs.recipes import HeadRecipe
+from jobs.training.head_loss import balanced, mean_loss, sigmoid_pass, softmax_pass
 from models_cache.durable import sha256_of_bytes
 
 Poll = Callable[[int, int], bool]  # penalties done, of how many -> whether the time is over
@@ -128,8 +128,7 @@ def fit_head(
     held_out = [slice(*pair) for pair in pairwise(bounds)]
     weights = None
     if recipe.class_weights == "balanced":
-        counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
-        weights = (len(labels) / (num_classes * counts)).to(effort.dtype)[labels]
+        weights = balanced(labels, num_classes).to(effort.dtype)
     problem = _Problem(space.rows, labels, num_classes, recipe.max_iterations, weights)
     walk = _Walk(poll, l2_path(recipe, effort.penalties_per_decade))
     search = _Search(problem, held_out, effort, walk)
@@ -139,7 +138,7 @@ def fit_head(
     walk.end()
     found = torch.empty_like(logits)
     found[order.to(logits.device)] = logits
-    loss = _mean_loss(logits, labels)
+    loss = mean_loss(logits, labels, None)
     return HeadFit(space.layer(weights).cpu(), l2, found.cpu(), loss)
 
 
@@ -361,7 +360,7 @@ class _Problem:
     labels: Tensor  # int64 [N], or 0 and 1 float [N, C]
     num_classes: int
     max_iterations: int
-    weights: Tensor | None = None  # float [N], 1 on average: what each row counts
+    weights: Tensor | None = None  # as the labels, 1 on average: what each of them counts
     left_out: slice = field(default_factory=lambda: _NO_ROWS)
 
     def without(self, rows: slice) -> _Problem:
@@ -371,11 +370,9 @@ class _Problem:
         return replace(self, left_out=rows)
 
     def mean_loss(self, logits: Tensor, rows: slice) -> float:
-        """Return the mean loss of logits `[B, C]` of some rows, in nats, as they count."""
-        losses = F.cross_entropy(logits, self.labels[rows], reduction="none")
-        if self.weights is not None:
-            losses = losses * self.weights[rows]
-        return losses.mean().item()
+        """Return the mean cross-entropy of some rows in nats, weighted as what is minimised."""
+        weights = None if self.weights is None else self.weights[rows]
+        return mean_loss(logits, self.labels[rows], weights)
 
     def start(self) -> Tensor:
         """Return zero parameters `[R + 1, C]`."""
@@ -444,7 +441,7 @@ class _Problem:
         squares = torch.zeros_like(loss)
         for rows in self._chunks():
             stop()
-            pass_of = _softmax_pass if self.labels.ndim == 1 else _sigmoid_pass
+            pass_of = softmax_pass if self.labels.ndim == 1 else sigmoid_pass
             logits = self.logits(rows, parameters)  # [B, C]
             weights = None if self.weights is None else self.weights[rows]
             loss_here, squares_here, residuals = pass_of(logits, self.labels[rows], weights)
@@ -465,37 +462,6 @@ class _Problem:
         for first, end in ((0, self.left_out.start), (self.left_out.stop, len(self.rows))):
             for start in range(first, end, size):
                 yield slice(start, min(start + size, end))
-
-
-def _softmax_pass(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return loss, squared probabilities (both summed) and residuals `[B, C]`, in place.
-
-    Args:
-        logits: `[B, C]`; used up.
-        labels: int64 `[B]`.
-    """
-    logs, labels = logits.log_softmax(dim=1), labels[:, None]
-    loss = -logs.gather(1, labels).sum(dtype=torch.float64)
-    residuals = logs.exp_()
-    squares = residuals.square().sum(dtype=torch.float64)
-    residuals.scatter_add_(1, labels, residuals.new_full(labels.shape, -1.0))
-    return loss, squares, residuals
-
-
-def _sigmoid_pass(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same for labels `[B, C]`; `1 - squares / B` is the variance over all classes."""
-    labels = labels.to(logits.dtype)
-    loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    probabilities = logits.sigmoid()
-    variance = (probabilities * (1 - probabilities)).sum(dtype=torch.float64)
-    return loss.sum(dtype=torch.float64), len(logits) - variance, probabilities - labels
-
-
-def _mean_loss(logits: Tensor, labels: Tensor) -> float:
-    """Return the mean cross-entropy over images, and over classes where each has its own."""
-    if labels.ndim == 1:
-        return F.cross_entropy(logits, labels).item()
-    return F.binary_cross_entropy_with_logits(logits, labels).item()
 
 
 def _descent(
