@@ -78,13 +78,6 @@ class HeadRecipe:
         le=16,
     )
     class_weights: Literal["none", "balanced"] = _class_weights()
-    views: int = _parameter(
-        1,
-        "Views of each image that are learned from: the centre, mirrored, random crops; images are "
-        "judged by the centre alone.",
-        ge=1,
-        le=16,
-    )
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from models_cache.preprocessing import Preprocessing
 from models_cache.svg import check_svg
 
 FORMAT = 2
+MULTILABEL = "multi-label-classification"
 FACTS_FILE = "artifact.json"
 MODEL_FILE = "model.safetensors"
 GOLDEN_FILE = "golden.safetensors"
@@ -75,7 +76,7 @@ class ArtifactFacts:
     """What `artifact.json` says besides its format and files.
 
     Args:
-        task: Task type, `classification`.
+        task: Task type, `classification` or `multi-label-classification`.
         architecture: torchvision's builder of the backbone.
         kind: Whether `model.safetensors` holds the head or everything.
         weights: The pretrained file: `name`, `sha256`, `file`, `has_head`, ...; None from scratch.
@@ -86,6 +87,7 @@ class ArtifactFacts:
         lineage: Job, data set, recipe and code version it came from.
         numerics: Versions, device and engine it was made with.
         calibration: How logits become scores; None: as they are, and nothing is promised.
+        thresholds: With several labels: the score from which on a class is one, C of them.
     """
 
     task: str
@@ -99,10 +101,13 @@ class ArtifactFacts:
     lineage: dict[str, Any] = field(default_factory=dict)
     numerics: dict[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
+    thresholds: tuple[float, ...] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON form; `from_json` reads it."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if self.thresholds is None:  # as artifacts of one label always were
+            del plain["thresholds"]
         return {
             **plain,
             "preprocessing": self.preprocessing.as_json(),
@@ -131,13 +136,14 @@ class ArtifactFacts:
             lineage=dict(value["lineage"]),
             numerics=dict(value["numerics"]),
             calibration=None if calibration is None else Calibration.from_json(calibration),
+            thresholds=tuple(map(float, value["thresholds"])) if "thresholds" in value else None,
         )
         facts._check()
         return facts
 
     def _check(self) -> None:
         """Raise `ValueError` for facts that cannot be a model's."""
-        if self.task != "classification" or self.kind not in ("head", "whole"):
+        if self.task not in ("classification", MULTILABEL) or self.kind not in ("head", "whole"):
             raise ValueError(f"unknown task {self.task!r} or kind {self.kind!r}")
         if self.kind == "head" and (self.weights is None or "sha256" not in self.weights):
             raise ValueError("a head needs the sha256 of its backbone's weights")
@@ -145,6 +151,11 @@ class ArtifactFacts:
             raise ValueError("class names are missing, too many or not unique")
         if isinstance(self.feature_width, bool) or self.feature_width < 1:
             raise ValueError(f"feature width {self.feature_width!r} is not a positive whole number")
+        thresholds = self.thresholds or ()
+        if len(thresholds) != (len(self.classes) if self.task == MULTILABEL else 0):
+            raise ValueError(f"{len(thresholds)} thresholds do not fit the classes and the task")
+        if not all(0 <= threshold <= 1 for threshold in thresholds):
+            raise ValueError("a threshold is no probability")
         if not all(map(math.isfinite, self.metrics.values())):
             raise ValueError("a metric is not finite")
 

@@ -61,6 +61,7 @@ from models_cache.predictor import (
     Predictor,
     QueuedImage,
     choose_device,
+    labels_of,
     ranked,
 )
 
@@ -319,6 +320,7 @@ def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: _Wanted
         scores = ranked(output.scores, model.classes, wanted.top_k)
         body = {
             "scores": scores,
+            **labels_of(output.scores, model),
             "abstained": output.out_of_distribution or not scores[0]["score"] > threshold,
             "ood_score": output.ood_score,
             "out_of_distribution": output.out_of_distribution,

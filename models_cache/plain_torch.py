@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models_cache.artifacts import ArtifactFacts
+from models_cache.artifacts import MULTILABEL, ArtifactFacts
 from models_cache.backbones import builder_arguments, head_name
 
 _CODE = """\
@@ -20,7 +20,7 @@ images = ((golden["images"] / 255 - mean) / std).permute(0, 3, 1, 2)
 with torch.inference_mode():
     logits = model(images)
 torch.testing.assert_close(logits, golden["logits"], atol=1e-3, rtol=1e-3)
-scores = (logits / {temperature!r}).softmax(dim=1)
+scores = {scores}
 """
 _PRETRAINED = """\
 # The pretrained file {file}, sha256 {sha256}
@@ -36,6 +36,13 @@ for part, prefix in ((network, "backbone."), (head, "head.")):
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     part.load_state_dict(own)
 """
+
+
+def _scores(facts: ArtifactFacts) -> str:
+    if facts.task == MULTILABEL:
+        return f"logits.sigmoid()\nlabels = scores >= torch.tensor({list(facts.thresholds or ())})"
+    temperature = 1.0 if facts.calibration is None else facts.calibration.temperature
+    return f"(logits / {temperature!r}).softmax(dim=1)"
 
 
 def loading_code(facts: ArtifactFacts) -> str | None:
@@ -65,5 +72,5 @@ def loading_code(facts: ArtifactFacts) -> str | None:
         tensors=_HEAD if facts.kind == "head" else _WHOLE,
         mean=facts.preprocessing.mean,
         std=facts.preprocessing.std,
-        temperature=1.0 if facts.calibration is None else facts.calibration.temperature,
+        scores=_scores(facts),
     )

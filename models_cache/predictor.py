@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from models_cache.artifacts import (
     FAMILIARITY_FILE,
     GOLDEN_FILE,
+    MULTILABEL,
     Artifact,
     parse_artifact,
     read_artifact,
@@ -110,6 +111,11 @@ class Model:
         return self.head.artifact.facts.classes
 
     @property
+    def thresholds(self) -> Sequence[float] | None:
+        """Score from which on each class is a label; None if the likeliest is the answer."""
+        return self.head.artifact.facts.thresholds
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """What makes an image this model's input."""
         return self.head.artifact.facts.preprocessing
@@ -131,7 +137,7 @@ class ImageOutput:
     """What a model says of one image.
 
     Args:
-        scores: Calibrated, float32 `[C]` on the CPU with sum 1.
+        scores: Calibrated, float32 `[C]` on the CPU; with sum 1 unless there may be several labels.
         ood_score: Fraction of the known images that are less unusual; None if the model cannot
             tell.
         out_of_distribution: Whether that is too many for an image like the known ones.
@@ -338,6 +344,19 @@ class Predictor:
             raise DeviceUnavailable(str(self._device), f"out of memory {when}") from error
 
 
+def labels_of(scores: Tensor, model: Model) -> dict[str, list[str]]:
+    """Return `{"labels": [...]}`, the classes whose score reaches theirs; empty for one label.
+
+    Args:
+        scores: float32 `[C]`.
+        model: What they are of.
+    """
+    if model.thresholds is None:
+        return {}
+    scored = zip(model.classes, scores.tolist(), model.thresholds, strict=True)
+    return {"labels": [name for name, score, threshold in scored if score >= threshold]}
+
+
 def ranked(scores: Tensor, classes: Sequence[str], top_k: int | None) -> list[dict[str, Any]]:
     """Return `[{"label", "score"}]`, highest first; equal scores in the order of the classes.
 
@@ -384,7 +403,9 @@ def _outputs(images: Sequence[QueuedImage]) -> list[ImageOutput | GraftError]:
 def _outputs_of_head(head: LoadedHead, features: Tensor) -> Iterator[ImageOutput | GraftError]:
     """Yield what a head says of its images by their features `[B, D]`."""
     logits = head.linear(features)  # [B, C]
-    scores = (logits / head.temperature).softmax(dim=1)
+    logits_of_scores = logits / head.temperature
+    independent = head.artifact.facts.task == MULTILABEL
+    scores = logits_of_scores.sigmoid() if independent else logits_of_scores.softmax(dim=1)
     finite = logits.isfinite().all(dim=1).tolist()
     ood_scores: list[float | None] = [None] * len(features)
     strange = [False] * len(features)

@@ -19,6 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.datasets.array_errors import (
+    ArrayFilterUnsupported,
+    ArrayNotPlain,
+    ArrayTooLarge,
+    ArrayTypeUnsupported,
+    Hdf5Unavailable,
+)
 from jobs.datasets.array_rules import (
     ARRAY_NAMES,
     IMAGES,
@@ -35,13 +42,8 @@ from jobs.datasets.array_rules import (
 from jobs.datasets.errors import (
     ArchiveBomb,
     ArchiveTooLarge,
-    ArrayFilterUnsupported,
-    ArrayNotPlain,
-    ArrayTooLarge,
-    ArrayTypeUnsupported,
     CorruptArchive,
     EntryTooLarge,
-    Hdf5Unavailable,
     TooManyEntries,
 )
 from jobs.datasets.limits import IngestLimits

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.datasets.archive_zip import ZipEntry, read_entry, walk_zip
+from jobs.datasets.array_errors import ArrayTypeUnsupported
 from jobs.datasets.array_rules import (
     ARRAY_NAMES,
     IMAGES,
@@ -31,7 +32,7 @@ from jobs.datasets.array_rules import (
     picture_shape,
     require,
 )
-from jobs.datasets.errors import ArrayTypeUnsupported, CorruptArchive, printable
+from jobs.datasets.errors import CorruptArchive, printable
 from jobs.datasets.limits import ARRAY_SUFFIX, IngestLimits
 from models_cache.durable import raise_if_full
 

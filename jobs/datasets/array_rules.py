@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.datasets.errors import (
-    ArchiveTooLarge,
+from jobs.datasets.array_errors import (
     ArrayLengthMismatch,
     ArrayMissing,
     ArrayTooLarge,
     ArrayTypeUnsupported,
     ArrayValuesInvalid,
+)
+from jobs.datasets.errors import (
+    ArchiveTooLarge,
     CorruptArchive,
     EmptyDataset,
     TooManyEntries,

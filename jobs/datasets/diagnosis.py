@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.datasets.errors import printable
+from jobs.datasets.label_sets import joined
 from jobs.datasets.manifest import ImageEntry, Manifest
 
 INFO, WARNING, ERROR = "info", "warning", "error"
@@ -112,7 +113,7 @@ def shown_image(manifest: Manifest, image: ImageEntry, **measured: object) -> di
         "id": image.id,
         "path": printable(image.path),
         "split": image.split,
-        "label": manifest.classes[image.label],
+        "label": joined(manifest.classes[label] for label in image.labels),
         **measured,
     }
 

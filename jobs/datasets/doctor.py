@@ -129,7 +129,7 @@ def _odd_modes(manifest: Manifest, modes: Mapping[str, str]) -> Iterator[Finding
 
 
 def _small_classes(manifest: Manifest) -> Iterator[Finding]:
-    counted = Counter((image.split, image.label) for image in manifest.images)
+    counted = Counter((image.split, label) for image in manifest.images for label in image.labels)
     names = [printable(name) for name in manifest.classes]
     train = {name: counted[TRAIN, label] for label, name in enumerate(names)}
     tiny = {name: count for name, count in train.items() if count < _TINY_CLASS_IMAGES}

@@ -6,13 +6,11 @@
       PathTraversal, AbsolutePath, InvalidName, NameTooLong, NameMismatch, DuplicateEntry,
       PathConflict, LinkNotAllowed, SpecialFile, SparseFile,
       ArchiveBomb, OverlappingEntries, TooManyEntries, EntryTooLarge, ArchiveTooLarge
-* ArrayError                     an HDF5 or npz file is hostile, or holds other arrays than needed
-    + ArrayMissing, ArrayNotPlain, ArrayTypeUnsupported, ArrayFilterUnsupported, ArrayTooLarge,
-      ArrayLengthMismatch, ArrayValuesInvalid, Hdf5Unavailable
+* ArrayError                     see `array_errors`
 * LayoutError                    the files do not say which image has which label
     + AmbiguousLayout, EmptyDataset, NeedTwoClasses, TooManyClasses, ClassCollision,
       InvalidClassName, ReservedClassName, ClassWithoutImages, InvalidMetadata,
-      MultilabelUnsupported
+      LabelKindMismatch
 * TooManyUnreadable, TooManyPixels  the images themselves
 
 Names of entries come from strangers: `printable` is applied before they become a fact.
@@ -22,6 +20,8 @@ from __future__ import annotations
 
 from typing import Any
 
+# Named again so that whoever knows these errors knows those: they cross processes by their code
+from jobs.datasets.array_errors import ArrayError as ArrayError
 from jobs.errors import DatasetError
 from models_cache.errors import leaf
 
@@ -234,99 +234,6 @@ class ArchiveTooLarge(ArchiveError):
     limit_bytes: int
 
 
-class ArrayError(DatasetError):
-    """An HDF5 or npz file cannot be used; nothing of it is kept."""
-
-    code = "unusable-array"
-
-
-@leaf
-class ArrayMissing(ArrayError):
-    """An array that every dataset needs is not in the file."""
-
-    code = "array-missing"
-    sentence = "there is no array {name!r} at the top of the file; found: {found}"
-    name: str
-    found: list[str]
-
-
-@leaf
-class ArrayNotPlain(ArrayError):
-    """Something in an HDF5 file that is not stored there as a dataset: it is never followed."""
-
-    code = "array-not-plain"
-    sentence = "{name!r} is {found}; store it as a plain dataset in the file itself"
-    name: str
-    found: str
-
-
-@leaf
-class ArrayTypeUnsupported(ArrayError):
-    """An array has another type or shape than is understood."""
-
-    code = "array-type-unsupported"
-    sentence = "{name!r} is {found}; needed is {wanted}"
-    name: str
-    found: str
-    wanted: str
-
-
-@leaf
-class ArrayFilterUnsupported(ArrayError):
-    """An HDF5 dataset is packed by something that would need a plugin."""
-
-    code = "array-filter-unsupported"
-    sentence = "{name!r} is packed by filter {number}; use gzip, lzf or none"
-    name: str
-    number: int
-
-
-@leaf
-class ArrayTooLarge(ArrayError):
-    """Part of an array is over the limit."""
-
-    code = "array-too-large"
-    sentence = "{name!r} has more than {limit} {what}; make them fewer"
-    name: str
-    what: str
-    limit: int
-
-
-@leaf
-class ArrayLengthMismatch(ArrayError):
-    """There are more or fewer labels than images."""
-
-    code = "array-length-mismatch"
-    sentence = "{name!r} has {count} items and there are {images} images; give one for each image"
-    name: str
-    count: int
-    images: int
-
-
-@leaf
-class ArrayValuesInvalid(ArrayError):
-    """Some values of an array cannot be used."""
-
-    code = "array-values-invalid"
-    sentence = "{count} of the {total} items of {name!r} {reason}; the first are items {items}"
-    name: str
-    count: int
-    total: int
-    reason: str
-    items: list[int]
-
-
-@leaf
-class Hdf5Unavailable(ArrayError):
-    """The installation lacks the library that reads HDF5."""
-
-    code = "hdf5-unavailable"
-    sentence = (
-        "HDF5 cannot be read: {reason}; run `pip install h5py` for the service or send an .npz"
-    )
-    reason: str
-
-
 class LayoutError(DatasetError):
     """The files of an upload do not say which image has which label."""
 
@@ -425,15 +332,16 @@ class InvalidMetadata(LayoutError):
 
 
 @leaf
-class MultilabelUnsupported(LayoutError):
-    """Several labels per image cannot be learned yet."""
+class LabelKindMismatch(LayoutError):
+    """Images with one label and with several cannot be in one dataset."""
 
-    code = "multilabel-unsupported"
+    code = "label-kind-mismatch"
     sentence = (
-        "{file} has a column 'labels'; one label per image is what is supported now, "
-        "in a column 'label'"
+        "the images of the upload have {found} each, those of the version it adds to {known}; "
+        "make a new dataset"
     )
-    file: str
+    found: str
+    known: str
 
 
 @leaf

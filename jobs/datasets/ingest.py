@@ -111,7 +111,7 @@ class Ingest:
         with DecoderPool(spec.decode_plan()) as decoders:
             unpacked = self._unpack()
             images = label_images(unpacked, kept, spec.limits, report)
-            classes = {image.class_name for image in (*kept, *images)}
+            classes = {name for image in (*kept, *images) for name in image.names}
             checker = Checker(decoders, spool, self._progress)
             checker.decode({image.sha256: unpacked.images[image.path].path for image in images})
             images = checker.usable(images, spec.limits.max_unreadable_fraction, report)
@@ -198,7 +198,7 @@ class Ingest:
     def _manifest(
         self, images: Sequence[LabelledImage], classes: set[str], order: Sequence[str]
     ) -> Manifest:
-        trained = {image.class_name for image in images if image.split == TRAIN}
+        trained = {name for i in images if i.split == TRAIN for name in i.names}
         if missing := sorted(classes - trained):
             raise ClassWithoutImages([printable(name) for name in missing[:_MAX_NAMED]])
         return build_manifest(images, classes, order)

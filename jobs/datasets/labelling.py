@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.datasets.class_names import check_classes
+from jobs.datasets.errors import LabelKindMismatch
+from jobs.datasets.label_sets import joined, separated
 from jobs.datasets.layout import Layout, find_layout
 from jobs.datasets.limits import IngestLimits
 from jobs.datasets.manifest import LabelledImage
 from jobs.datasets.report import Report
 from jobs.datasets.unpack import Unpacked
+
+_KINDS = ("several labels", "one label")
 
 
 def label_images(
@@ -24,14 +28,23 @@ def label_images(
         report: Gets the images that a metadata file does not name.
 
     Raises:
+        LabelKindMismatch: The parent's images have one label each and these several, or reverse.
         LayoutError: The names, the metadata or the class names cannot be used.
     """
     layout = _layout(unpacked, limits)
     for name in layout.unlabelled:
         report.ignored(name, "not-in-metadata")
         report.warning(name, "unlabelled-image", "no metadata file names this image")
-    spellings = {label.spelling for label in layout.labels.values()}
-    names = check_classes(spellings | {image.class_name for image in kept}, limits.max_classes)
+    if any(image.several != layout.several for image in kept):
+        raise LabelKindMismatch(*_KINDS[:: 1 if layout.several else -1])
+    written = {label.spelling for label in layout.labels.values()}
+    if layout.several:
+        parts = {spelling: separated(spelling) for spelling in written}
+    else:
+        parts = {spelling: (spelling,) for spelling in written}
+    known = {name for image in kept for name in image.names}
+    classes = check_classes(known.union(*parts.values()), limits.max_classes)
+    names = {spelling: joined(map(classes.__getitem__, part)) for spelling, part in parts.items()}
     return [
         LabelledImage(
             sha256=unpacked.images[name].sha256,
@@ -41,6 +54,7 @@ def label_images(
             height_px=0,
             split=label.split,
             class_name=names[label.spelling],
+            several=layout.several,
         )
         for name, label in sorted(layout.labels.items())
     ]

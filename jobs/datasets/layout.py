@@ -44,10 +44,12 @@ class Layout:
     Args:
         labels: For each labelled image, its label.
         unlabelled: Images that a metadata file does not name.
+        several: Whether a label is any number of them, joined by `|`.
     """
 
     labels: Mapping[str, Label]
     unlabelled: Sequence[str] = field(default=())
+    several: bool = False
 
 
 def is_junk(path: str) -> bool:
@@ -140,13 +142,19 @@ def _from_metadata(
     root = _root_of(images, folders)
     labels: dict[str, Label] = {}
     known = set(images)
+    several: set[bool] = set()
     for path, folder in zip(metadata, folders, strict=True):
-        for image, spelling in labels_of(path, read(path), folder, known, max_rows).items():
+        found = labels_of(path, read(path), folder, known, max_rows)
+        several.add(found.several)
+        for image, spelling in found.labels.items():
             labels[image] = Label(_split_below(root, image), spelling)
+    if len(several) > 1:
+        reason = "one metadata file has a column 'label' and another one 'labels'"
+        raise AmbiguousLayout(reason, _sample(metadata))
     if not labels:
         raise AmbiguousLayout("the metadata names no image", _sample(metadata))
     _check_splits(labels, images)
-    return Layout(labels, sorted(known - labels.keys()))
+    return Layout(labels, sorted(known - labels.keys()), True in several)
 
 
 def _root_of(images: Collection[str], folders: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.datasets.manifest import ImageEntry, Manifest
+from models_cache.artifacts import MULTILABEL
 from models_cache.blobs import BlobStore
 from models_cache.decode import ImageLimits, center_crop, decode_rgb, resize_shorter_side
 from models_cache.pixels import PackedPixels, PixelCache, PixelKey
@@ -38,8 +39,14 @@ class LoadedDataset:
 
     @cached_property
     def labels(self) -> Tensor:
-        """Class index of every image, int64 `[N]`."""
-        return torch.tensor([entry.label for entry in self.manifest.images])
+        """Class index of every image, int64 `[N]`; with several labels float32 `[N, C]`, 0 or 1."""
+        entries = self.manifest.images
+        if self.manifest.task != MULTILABEL:
+            return torch.tensor([entry.label for entry in entries])
+        labels = torch.zeros(len(entries), len(self.manifest.classes))
+        for row, entry in enumerate(entries):
+            labels[row, list(entry.labels)] = 1
+        return labels
 
     def indices(self, split: str) -> NDArray[np.int64]:
         """Return the positions of a split's images, int64, ascending."""

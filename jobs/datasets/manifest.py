@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jobs.datasets.label_sets import joined, separated
+from models_cache.artifacts import MULTILABEL
 from models_cache.blobs import Blob, BlobStore
 from models_cache.durable import canonical_json, sha256_of_bytes
 
@@ -34,7 +36,7 @@ class ImageEntry:
         width: Pixels, upright.
         height: Pixels, upright.
         split: `train`, `val` or `test`.
-        label: Index into the manifest's classes.
+        label: Index into the manifest's classes; with several labels, ascending indices.
     """
 
     id: str
@@ -44,7 +46,12 @@ class ImageEntry:
     width: int
     height: int
     split: str
-    label: int
+    label: int | tuple[int, ...]
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Indices into the manifest's classes: one, or any number of them."""
+        return (self.label,) if isinstance(self.label, int) else self.label
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,8 @@ class LabelledImage:
         width_px: Upright.
         height_px: Upright.
         split: `train`, `val`, `test`; empty while it is not decided.
-        class_name: In NFC.
+        class_name: In NFC; with several labels all of them, see `label_sets`.
+        several: Whether it is one of a dataset whose images have any number of labels.
     """
 
     sha256: str
@@ -68,6 +76,12 @@ class LabelledImage:
     height_px: int
     split: str
     class_name: str
+    several: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its classes: one, or any number of them."""
+        return separated(self.class_name) if self.several else (self.class_name,)
 
 
 @dataclass(frozen=True)
@@ -105,20 +119,21 @@ class Manifest:
                 width_px=image.width,
                 height_px=image.height,
                 split=image.split,
-                class_name=self.classes[image.label],
+                class_name=joined(self.classes[label] for label in image.labels),
+                several=self.task == MULTILABEL,
             )
             for image in self.images
         ]
 
     def counts(self) -> dict[str, dict[str, Any]]:
         """Return `{split: {"images": n, "per_class": {name: n}}}`; `test` only if there is one."""
-        counted = Counter((image.split, image.label) for image in self.images)
+        images_of = Counter(image.split for image in self.images)
+        counted = Counter((image.split, label) for image in self.images for label in image.labels)
         found: dict[str, dict[str, Any]] = {}
         for split in SPLITS:
             per_class = {name: counted[split, label] for label, name in enumerate(self.classes)}
-            images = sum(per_class.values())
-            if images or split != TEST:
-                found[split] = {"images": images, "per_class": per_class}
+            if images_of[split] or split != TEST:
+                found[split] = {"images": images_of[split], "per_class": per_class}
         return found
 
     def as_json(self) -> dict[str, Any]:
@@ -146,6 +161,8 @@ class Manifest:
         value = json.loads(blobs.read(sha256))
         if value["format"] != FORMAT:
             raise ValueError(f"manifest {sha256} has format {value['format']}, known is {FORMAT}")
+        if value["task"] == MULTILABEL:
+            value["images"] = [i | {"label": tuple(i["label"])} for i in value["images"]]
         images = tuple(ImageEntry(**image) for image in value["images"])
         return cls(tuple(value["classes"]), images, value["task"])
 
@@ -162,10 +179,12 @@ def build_manifest(
     """
     names = (*kept, *sorted(set(classes) - set(kept)))
     labels = {name: label for label, name in enumerate(names)}
-    entries = [_entry(image, labels[image.class_name]) for image in images]
-    entries.sort(key=lambda entry: (entry.split, entry.label, entry.sha256))
+    images = list(images)
+    task = MULTILABEL if any(image.several for image in images) else TASK
+    entries = [_entry(image, sorted(labels[name] for name in image.names)) for image in images]
+    entries.sort(key=lambda entry: (entry.split, entry.labels, entry.sha256))
     assert len({entry.id for entry in entries}) == len(entries), "two images of one id"
-    return Manifest(names, tuple(entries))
+    return Manifest(names, tuple(entries), task)
 
 
 def image_id(split: str, class_name: str, sha256: str) -> str:
@@ -173,7 +192,7 @@ def image_id(split: str, class_name: str, sha256: str) -> str:
     return sha256_of_bytes(f"{split}/{class_name}/{sha256}".encode())[:_ID_DIGITS]
 
 
-def _entry(image: LabelledImage, label: int) -> ImageEntry:
+def _entry(image: LabelledImage, labels: Sequence[int]) -> ImageEntry:
     return ImageEntry(
         id=image_id(image.split, image.class_name, image.sha256),
         sha256=image.sha256,
@@ -182,5 +201,5 @@ def _entry(image: LabelledImage, label: int) -> ImageEntry:
         width=image.width_px,
         height=image.height_px,
         split=image.split,
-        label=label,
+        label=tuple(labels) if image.several else labels[0],
     )

@@ -1,7 +1,8 @@
 """Labels from `metadata.csv` and `metadata.jsonl`, as in Hugging Face's imagefolder.
 
-Columns `file_name` (relative to the file's folder) and `label`; others are left alone. All faults
-are told at once, each with its row.
+Columns `file_name` (relative to the file's folder) and `label`, or `labels` for any number of them
+(`ant|insect`; in JSON also a list); others are left alone. All faults are told at once, each with
+its row.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import json
 import unicodedata
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,9 +22,9 @@ from jobs.datasets.errors import (
     ArchiveError,
     InvalidMetadata,
     LayoutError,
-    MultilabelUnsupported,
     printable,
 )
+from jobs.datasets.label_sets import SEPARATOR, joined, separated
 from jobs.datasets.limits import IngestLimits
 
 METADATA_NAMES = frozenset({"metadata.csv", "metadata.jsonl"})
@@ -30,7 +32,20 @@ _MAX_PROBLEMS = 100
 _MAX_FIELD_CHARACTERS = 1 << 17
 _NAME_LIMITS = IngestLimits()
 
-Row = tuple[int, Any, Any]  # number of the row from 1, file_name, label
+Row = tuple[int, Any, Any]  # number of the row from 1, file_name, label or labels
+
+
+@dataclass(frozen=True)
+class MetadataLabels:
+    """What a metadata file says.
+
+    Args:
+        labels: For each image its label as written, or its labels joined by `|`.
+        several: Whether an image may have any number of labels.
+    """
+
+    labels: dict[str, str]
+    several: bool
 
 
 class _Images:
@@ -89,8 +104,8 @@ class _Problems:
 
 def labels_of(
     path: str, data: bytes, folder: str, images: Collection[str], max_rows: int
-) -> dict[str, str]:
-    """Return the label, as written, of each image that a metadata file names.
+) -> MetadataLabels:
+    """Return the labels of each image that a metadata file names.
 
     Args:
         path: Name of the metadata file in the archive.
@@ -102,23 +117,27 @@ def labels_of(
     Raises:
         InvalidMetadata: Rows are malformed, name a file that is missing, outside or named
             before, or have no valid label.
-        MultilabelUnsupported: It has `labels` instead of `label`.
     """
     problems = _Problems(path)
-    rows = _csv_rows if path.endswith(".csv") else _jsonl_rows
+    text = _text(data, problems)
+    in_csv = path.endswith(".csv")
+    several = (_csv_has_labels if in_csv else _jsonl_has_labels)(text)
+    rows = _csv_rows if in_csv else _jsonl_rows
     known = _Images(images)
     labels: dict[str, str] = {}
-    for row, file_name, label in rows(path, _text(data, problems), max_rows, problems):
+    for row, file_name, label in rows(text, "labels" if several else "label", max_rows, problems):
         if (image := _image_of(row, file_name, folder, known, problems)) is None:
             continue
         if image in labels:
             how = "the same label" if labels[image] == label else "another label"
             message = f"{printable(image)!r} was named before, with {how}"
             problems.add(row, "duplicate-row", message)
-        elif (spelling := _spelling(row, label, problems)) is not None:
+        elif several and (names := _names(row, label, problems)) is not None:
+            labels[image] = joined(names)
+        elif not several and (spelling := _spelling(row, label, problems)) is not None:
             labels[image] = spelling
     problems.raise_if_any()
-    return labels
+    return MetadataLabels(labels, several)
 
 
 def _text(data: bytes, problems: _Problems) -> str:
@@ -131,13 +150,29 @@ def _text(data: bytes, problems: _Problems) -> str:
         raise
 
 
-def _csv_rows(path: str, text: str, max_rows: int, problems: _Problems) -> Iterator[Row]:
+def _csv_has_labels(text: str) -> bool:
+    try:
+        columns = next(csv.reader(io.StringIO(text, newline="")), [])
+    except csv.Error:
+        return False  # told by whoever reads the rows
+    return "labels" in columns and "label" not in columns
+
+
+def _jsonl_has_labels(text: str) -> bool:
+    try:
+        first = json.loads(text.lstrip().partition("\n")[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and "labels" in first and "label" not in first
+
+
+def _csv_rows(text: str, column: str, max_rows: int, problems: _Problems) -> Iterator[Row]:
     csv.field_size_limit(_MAX_FIELD_CHARACTERS)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = next(reader, [])
-        _check_columns(path, columns, problems)
-        name_at, label_at = columns.index("file_name"), columns.index("label")
+        _check_columns(columns, column, problems)
+        name_at, label_at = columns.index("file_name"), columns.index(column)
         for number, fields in enumerate(reader, start=2):
             if number > max_rows:
                 problems.too_many_rows(number, max_rows)
@@ -151,10 +186,8 @@ def _csv_rows(path: str, text: str, max_rows: int, problems: _Problems) -> Itera
         problems.add(reader.line_num, "malformed-csv", f"line {reader.line_num}: {error}")
 
 
-def _check_columns(path: str, columns: list[str], problems: _Problems) -> None:
-    if "labels" in columns and "label" not in columns:
-        raise MultilabelUnsupported(printable(path))
-    for name in ("file_name", "label"):
+def _check_columns(columns: list[str], column: str, problems: _Problems) -> None:
+    for name in ("file_name", column):
         if columns.count(name) != 1:
             shown = printable(", ".join(columns))
             message = f"there has to be one column {name!r}; the columns are: {shown}"
@@ -162,7 +195,7 @@ def _check_columns(path: str, columns: list[str], problems: _Problems) -> None:
     problems.raise_if_any()
 
 
-def _jsonl_rows(path: str, text: str, max_rows: int, problems: _Problems) -> Iterator[Row]:
+def _jsonl_rows(text: str, column: str, max_rows: int, problems: _Problems) -> Iterator[Row]:
     # Split off no more than is read: 60 MB of empty lines would be gigabytes of strings
     for number, line in enumerate(text.split("\n", max_rows), start=1):
         if not line.strip():
@@ -177,10 +210,8 @@ def _jsonl_rows(path: str, text: str, max_rows: int, problems: _Problems) -> Ite
             continue
         if not isinstance(value, dict) or "file_name" not in value:
             problems.add(number, "missing-column", "the line is no object with 'file_name'")
-        elif "labels" in value and "label" not in value:
-            raise MultilabelUnsupported(printable(path))
         else:
-            yield number, value["file_name"], value.get("label")
+            yield number, value["file_name"], value.get(column)
 
 
 def _image_of(
@@ -205,6 +236,20 @@ def _image_of(
         message = f"{shown!r} is the name of {len(found)} images in other Unicode forms"
         problems.add(row, "ambiguous-file-name", message)
     return found[0] if len(found) == 1 else None
+
+
+def _names(row: int, labels: object, problems: _Problems) -> list[str] | None:
+    """Return the labels of a text or a list, checked one by one; None if one of them is none."""
+    parts = separated(labels) if isinstance(labels, str) else labels
+    if not isinstance(parts, (list, tuple)):
+        problems.add(row, "invalid-label", "labels is neither a text nor a list")
+        return None
+    names = [_spelling(row, part, problems) for part in parts]
+    if any(name is not None and SEPARATOR in name for name in names):
+        problems.add(row, "invalid-label", f"a label holds {SEPARATOR!r}, which separates labels")
+        return None
+    found = [name for name in names if name is not None]
+    return found if len(found) == len(names) else None
 
 
 def _spelling(row: int, label: object, problems: _Problems) -> str | None:

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from jobs.datasets.label_sets import separated
 from jobs.datasets.manifest import TRAIN, VAL, LabelledImage
 from models_cache.durable import sha256_of_bytes
 
@@ -39,6 +40,8 @@ def draw_val(
         `images` in their order, every split decided.
     """
     groups = group_of or {}
+    if any(image.several for image in images):
+        return _draw_by_label(images, kept, val_fraction, groups)
     undecided: dict[str, list[str]] = defaultdict(list)
     decided: dict[str, Counter[str]] = defaultdict(Counter)
     for image in (*kept, *images):
@@ -58,6 +61,31 @@ def draw_val(
         else replace(image, split=VAL if (image.class_name, image.sha256) in held_out else TRAIN)
         for image in images
     ]
+
+
+def _draw_by_label(
+    images: Sequence[LabelledImage],
+    kept: Sequence[LabelledImage],
+    val_fraction: float,
+    groups: Mapping[str, str],
+) -> list[LabelledImage]:
+    """Draw where images have any number of labels: the share of each label, the rarest first.
+
+    Source: Sechidis et al. 2011, On the stratification of multi-label data, ECML PKDD (iterative
+    stratification); ties are broken by content here, not at random.
+    """
+    splits = {(i.class_name, i.sha256): i.split for i in (*kept, *images)}
+    labels = {place: separated(place[0]) or ("",) for place in splits}  # "": none at all
+    counts = Counter(name for names in labels.values() for name in names)
+    bound = _bound(kept, images, groups)
+    for name in sorted(counts, key=lambda name: (counts[name], name)):
+        of_label = [place for place in splits if name in labels[place]]
+        decided = Counter(splits[place] for place in of_label)
+        undecided = [place for place in of_label if not splits[place]]
+        hashes = [sha256 for _, sha256 in undecided]
+        held_out = set(_held_out(hashes, decided, val_fraction, groups, bound))
+        splits |= {place: VAL if place[1] in held_out else TRAIN for place in undecided}
+    return [replace(image, split=splits[image.class_name, image.sha256]) for image in images]
 
 
 def _bound(

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models_cache.artifacts import ArtifactFacts
+from jobs.evaluation.card_labels import label_figures, label_limits, label_summary
+from jobs.evaluation.markdown import plain, table
+from models_cache.artifacts import MULTILABEL, ArtifactFacts
 from models_cache.novelty import FALSE_ALARMS
 from models_cache.plain_torch import loading_code
 
@@ -41,20 +43,30 @@ def model_card(
 
     Args:
         facts: The artifact.
-        evaluation: As `Classification.evaluation` returns it.
+        evaluation: As the task's `evaluation` returns it.
         data: What it was made from.
         plots: Names of the plots beside it.
 
     Source:
         Headings after Mitchell et al. 2019, arXiv:1810.03993.
     """
-    sections = [
-        _summary(facts, evaluation),
-        _data(data, facts.classes),
-        _figures(evaluation),
-        "\n\n".join(f"![{_PLOT_WORDS[name]}]({name})" for name in plots),
-        _confidence(evaluation),
-        _limits(evaluation),
+    if facts.task == MULTILABEL:
+        sections = [
+            label_summary(facts, evaluation),
+            _data(data, facts.classes, "all labels"),
+            label_figures(evaluation),
+            label_limits(evaluation),
+        ]
+    else:
+        sections = [
+            _summary(facts, evaluation),
+            _data(data, facts.classes, "all"),
+            _figures(evaluation),
+            "\n\n".join(f"![{_PLOT_WORDS[name]}]({name})" for name in plots),
+            _confidence(evaluation),
+            _limits(evaluation),
+        ]
+    sections += [
         _lineage(facts),
         _licence(facts),
         _loading(facts),
@@ -64,7 +76,7 @@ def model_card(
 
 def _summary(facts: ArtifactFacts, evaluation: Mapping[str, Any]) -> str:
     low, high = evaluation["accuracy_interval_95"]
-    classes = ", ".join(_plain(name) for name in facts.classes[:_MOST_ROWS])
+    classes = ", ".join(plain(name) for name in facts.classes[:_MOST_ROWS])
     recipe = facts.lineage.get("recipe", {}).get("name", "unknown")
     split = evaluation["split"]
     return f"""# Image classifier: {len(facts.classes)} classes on `{facts.architecture}`
@@ -90,14 +102,14 @@ _SPLITS = {
 }
 
 
-def _data(data: DataSummary, classes: Sequence[str]) -> str:
+def _data(data: DataSummary, classes: Sequence[str], together: str) -> str:
     rows = [
         [name, *(str(counts.get(name, 0)) for counts in data.images.values())]
         for name in classes[:_MOST_ROWS]
     ]
-    totals = ["all", *(str(sum(counts.values())) for counts in data.images.values())]
-    table = _table(["class", *data.images], [*rows, totals])
-    return f"## Data\n\nData set `{data.digest}`; images by class and split:\n\n{table}"
+    totals = [together, *(str(sum(counts.values())) for counts in data.images.values())]
+    counted = table(["class", *data.images], [*rows, totals])
+    return f"## Data\n\nData set `{data.digest}`; images by class and split:\n\n{counted}"
 
 
 def _figures(evaluation: Mapping[str, Any]) -> str:
@@ -113,8 +125,8 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
             (evaluation["precision_recall"] or {}).get("average_precision"),
         ],
     ]
-    overall = _table(["figure", "value"], [[n, f"{v:.4f}"] for n, v in figures if v is not None])
-    per_class = _table(
+    overall = table(["figure", "value"], [[n, f"{v:.4f}"] for n, v in figures if v is not None])
+    per_class = table(
         ["class", "precision", "recall", "F1", "images"],
         [
             [
@@ -124,7 +136,7 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
             for row in evaluation["per_class"][:_MOST_ROWS]
         ],
     )  # fmt: skip
-    errors = _table(
+    errors = table(
         ["image", "is", "predicted", "score"],
         [
             [f"`{row['image']}`", row["label"], row["predicted"], f"{row['score']:.3f}"]
@@ -163,7 +175,7 @@ Scores are softmax(logits / {calibration["temperature"]:.4f}); the temperature i
 {calibration["images"]} images (`{calibration["fitted_on"]}`). Expected calibration error \
 {calibration["before"]["ece"]:.4f} before, {calibration["after"]["ece"]:.4f} after{crossed}.
 
-{_table(head, rows)}
+{table(head, rows)}
 
 The bounds hold together with 95 % certainty, for images like those that they were taken from. \
 {_alarms(alarms)}"""
@@ -191,7 +203,7 @@ def _limits(evaluation: Mapping[str, Any]) -> str:
         "or times.",
     ]
     if weak:
-        names = ", ".join(_plain(name) for name in weak[:_MOST_ROWS])
+        names = ", ".join(plain(name) for name in weak[:_MOST_ROWS])
         lines.append(f"Fewer than 10 images judge each of: {names}.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
@@ -199,13 +211,13 @@ def _limits(evaluation: Mapping[str, Any]) -> str:
 def _lineage(facts: ArtifactFacts) -> str:
     lineage = {key: value for key, value in facts.lineage.items() if key != "recipe"}
     weights = facts.weights or {}
-    rows = [[key, f"`{_plain(str(value))}`"] for key, value in sorted(lineage.items())]
-    rows += [[key, f"`{_plain(str(value))}`"] for key, value in sorted(facts.numerics.items())]
+    rows = [[key, f"`{plain(str(value))}`"] for key, value in sorted(lineage.items())]
+    rows += [[key, f"`{plain(str(value))}`"] for key, value in sorted(facts.numerics.items())]
     if weights:
         rows.append(["pretrained weights", f"`{weights['name']}`, sha256 `{weights['sha256']}`"])
     else:
         rows.append(["pretrained weights", "none: trained from random ones"])
-    return f"## Lineage\n\n{_table(['what', 'value'], rows)}"
+    return f"## Lineage\n\n{table(['what', 'value'], rows)}"
 
 
 def _licence(facts: ArtifactFacts) -> str:
@@ -214,8 +226,8 @@ def _licence(facts: ArtifactFacts) -> str:
     licence = facts.weights.get("license") or "not stated by their publisher"
     source = facts.weights.get("source") or "unknown"
     return (
-        f"## Licence\n\nLicence of the pretrained weights: {_plain(str(licence))} (source: "
-        f"{_plain(str(source))}). The model is derived from them; the photographs have terms of "
+        f"## Licence\n\nLicence of the pretrained weights: {plain(str(licence))} (source: "
+        f"{plain(str(source))}). The model is derived from them; the photographs have terms of "
         "their own."
     )
 
@@ -225,15 +237,3 @@ def _loading(facts: ArtifactFacts) -> str:
     if code is None:
         return "## Loading it\n\nImport the archive into Graft; this network needs its builder."
     return f"## Loading it without Graft\n\n```python\n{code}```"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([_plain(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Return a text that neither ends a table's cell nor starts an element or a link."""
-    for character in "|<>[]":
-        text = text.replace(character, f"&#{ord(character)};")
-    return " ".join(text.split())

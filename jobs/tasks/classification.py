@@ -16,6 +16,7 @@ from jobs.evaluation.judged import Basis, JudgedImages, honesty
 from jobs.evaluation.ranking import two_class_curves
 
 EVALUATION_FORMAT = 2
+TASK = "classification"
 _MOST_ERRORS = 50  # that are listed, the most confident first
 _Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -29,6 +30,8 @@ class Classification:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
+
+    name = TASK
 
     def loss(
         self, logits: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor | None

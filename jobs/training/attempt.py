@@ -28,7 +28,7 @@ from jobs.recipes import (
     as_json,
     resolve,
 )
-from jobs.tasks.classification import Classification
+from jobs.tasks.kinds import task_of
 from jobs.training import doctor
 from jobs.training.averaging import WeightAverage
 from jobs.training.checkpoint import Checkpoint
@@ -97,7 +97,7 @@ def settle(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
     frozen = no_pass()
     if not isinstance(recipe, ScratchRecipe):
         frozen = choose_pass(place, backbone, data.dataset, recipe.batch_size, _views(recipe))
-    task = Classification(data.dataset.manifest.classes)
+    task = task_of(data.dataset.manifest)
     ready = Ready(place, backbone, data, task, recipe, frozen)
     receipt = {
         "dataset": data.dataset.manifest.digest,
@@ -132,7 +132,9 @@ def _check_receipt(place: Place, reproduce: Mapping[str, Any], receipt: Mapping[
 
 def _imbalance(data: TrainingData) -> float:
     """Return how many images the largest class has for each of the smallest."""
-    counts = torch.bincount(data.targets(data.train)).clamp(min=1)
+    targets = data.targets(data.train)
+    counts = torch.bincount(targets) if targets.ndim == 1 else targets.sum(dim=0)
+    counts = counts.clamp(min=1)
     return float(counts.max() / counts.min())
 
 

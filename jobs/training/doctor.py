@@ -32,6 +32,7 @@ from jobs.errors import DataBlocked
 from jobs.training.head import HeadFit
 from jobs.training.outcome import Ready
 from jobs.training.place import Place
+from models_cache.artifacts import MULTILABEL
 from models_cache.durable import canonical_json
 
 FILE_NAME = "data_report.json"
@@ -89,7 +90,8 @@ def examine(ready: Ready, features: Tensor, fit: HeadFit) -> None:
         logits = fit.head(features)  # [N, C]
         logits[train] = fit.out_of_fold_logits
         findings = [
-            *_mislabels(manifest, logits, train),
+            # A set of labels has no likeliest other one: with several there is nothing to suggest
+            *(() if manifest.task == MULTILABEL else _mislabels(manifest, logits, train)),
             *_odd_features(manifest, features, place.interruption.poll),
         ]
     told = [finding.as_json() for finding in findings]

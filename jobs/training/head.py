@@ -1,4 +1,7 @@
-"""The head: a softmax classifier on frozen features, its penalty chosen by cross-validation.
+"""The head: a linear classifier on frozen features, its penalty chosen by cross-validation.
+
+Softmax for labels int64 `[N]`; for several labels, float32 `[N, C]`, a sigmoid for each class:
+C independent problems with one penalty, solved as one.
 
 The objective is convex and every choice follows from the content of the images: the result has
 no seed. Features are centred, divided by one common scale, so that a penalty means the same for
@@ -19,11 +22,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.errors import FeaturesNotFinite
 from jobs.recipes import HeadRecipe
+from jobs.training.head_loss import balanced, mean_loss, sigmoid_pass, softmax_pass
 from models_cache.durable import sha256_of_bytes
 
 Poll = Callable[[int, int], bool]  # penalties done, of how many -> whether the time is over
@@ -51,7 +54,8 @@ class HeadFit:
         l2: The penalty that was chosen.
         out_of_fold_logits: float32 `[N, C]`: for each training image the logits of a head that
             saw neither it nor an exact copy of it.
-        out_of_fold_loss: Mean cross-entropy of these, in nats.
+        out_of_fold_loss: Mean cross-entropy of these, in nats; with several labels also over
+            classes.
     """
 
     head: nn.Linear
@@ -104,7 +108,8 @@ def fit_head(
     Args:
         features: Backbone outputs, float32 `[N, D]`, one row per training image; or `[V, N, D]`,
             views of each image, all learned from, the first alone judged.
-        labels: Class indices, int64 `[N]`, each in `range(num_classes)`.
+        labels: Class indices, int64 `[N]`, each in `range(num_classes)`; with several labels
+            float32 `[N, C]`, 0 or 1.
         groups: Content hash of each image; equal ones never lie in different folds.
         num_classes: Number of outputs, C.
         recipe: Folds, penalties and bound on iterations.
@@ -114,7 +119,7 @@ def fit_head(
     Raises:
         FeaturesNotFinite: A feature is NaN or infinite.
     """
-    folds = assign_folds(labels.tolist(), groups, recipe.folds)
+    folds = assign_folds(strata(labels), groups, recipe.folds)
     count = int(folds.max()) + 1
     views = 1 if features.ndim == 2 else len(features)
     rows = features.reshape(views * len(labels), -1)  # [V * N, D]
@@ -123,13 +128,12 @@ def fit_head(
     order = torch.argsort(folds, stable=True)  # the images of a fold side by side
     judged = (order < len(labels)).to(rows.device)
     space = _Space.of(rows[order.to(rows.device)], effort.dtype)
-    labels = labels.repeat(views)[order].to(rows.device)
+    labels = torch.cat([labels] * views)[order].to(rows.device)
     bounds = [0, *torch.bincount(folds, minlength=count).cumsum(0).tolist()]
     held_out = [slice(*pair) for pair in pairwise(bounds)]
     weights = None
     if recipe.class_weights == "balanced":
-        counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
-        weights = (len(labels) / (num_classes * counts)).to(effort.dtype)[labels]
+        weights = balanced(labels, num_classes).to(effort.dtype)
     problem = _Problem(space.rows, labels, num_classes, recipe.max_iterations, weights)
     walk = _Walk(poll, l2_path(recipe, effort.penalties_per_decade))
     search = _Search(problem, held_out, judged, effort, walk)
@@ -139,8 +143,8 @@ def fit_head(
     walk.end()
     found = torch.empty_like(logits)
     found[order.to(logits.device)] = logits
-    loss = F.cross_entropy(logits[judged], labels[judged]).item()
-    images = len(labels) // views
+    loss = mean_loss(logits[judged], labels[judged], None)
+    images = len(judged) // views
     return HeadFit(space.layer(solved).cpu(), l2, found[:images].cpu(), loss)
 
 
@@ -189,18 +193,31 @@ def l2_path(recipe: HeadRecipe, per_decade: int = 10) -> list[float]:
     return [recipe.l2_strongest * 10 ** (-i / per_decade) for i in range(count)]
 
 
-def assign_folds(labels: Sequence[int], groups: Sequence[str], folds: int) -> Tensor:
+def strata(labels: Tensor) -> list[tuple[int, ...]]:
+    """Return which images are alike when folds are dealt out, N of them: those of equal labels.
+
+    Args:
+        labels: int64 `[N]`, or float32 `[N, C]`, 0 or 1.
+    """
+    if labels.ndim == 1:
+        return [(label,) for label in labels.tolist()]
+    return [tuple(row.nonzero()[:, 0].tolist()) for row in labels.cpu()]
+
+
+def assign_folds(
+    labels: Sequence[int | tuple[int, ...]], groups: Sequence[str], folds: int
+) -> Tensor:
     """Return the fold of each image, int64 `[N]`: stratified, and a function of content alone.
 
     Groups of equal images are dealt out class by class in the order of their hash, so that
     neither the order of upload nor a seed changes who is held out with whom.
 
     Args:
-        labels: Class index of each image.
+        labels: Class index of each image, or its indices.
         groups: Content hash of each image.
         folds: Number of folds; fewer where there are fewer distinct images.
     """
-    label_of: dict[str, int] = {}
+    label_of: dict[str, int | tuple[int, ...]] = {}
     for label, group in zip(labels, groups, strict=True):
         label_of.setdefault(group, label)
     # Hashed again: image hashes may have been sorted on purpose by whoever drew the val split.
@@ -345,13 +362,13 @@ class _Space:
 
 @dataclass(frozen=True)
 class _Problem:
-    """A softmax regression on all rows but some."""
+    """A softmax regression, or C logistic ones, on all rows but some."""
 
     rows: Tensor  # float [N, R]
-    labels: Tensor  # int64 [N]
+    labels: Tensor  # int64 [N], or 0 and 1 float [N, C]
     num_classes: int
     max_iterations: int
-    weights: Tensor | None = None  # float [N], 1 on average: what each row counts
+    weights: Tensor | None = None  # as the labels, 1 on average: what each of them counts
     left_out: slice = field(default_factory=lambda: _NO_ROWS)
 
     def without(self, rows: slice) -> _Problem:
@@ -368,10 +385,8 @@ class _Problem:
             judged: Which of these count, bool `[B]`.
         """
         first = slice(0, len(judged))
-        losses = F.cross_entropy(logits[judged], self.labels[first][judged], reduction="none")
-        if self.weights is not None:
-            losses = losses * self.weights[first][judged]
-        return losses.mean().item()
+        weights = None if self.weights is None else self.weights[first][judged]
+        return mean_loss(logits[judged], self.labels[first][judged], weights)
 
     def start(self) -> Tensor:
         """Return zero parameters `[R + 1, C]`."""
@@ -440,17 +455,12 @@ class _Problem:
         squares = torch.zeros_like(loss)
         for rows in self._chunks():
             stop()
-            logs = self.logits(rows, parameters).log_softmax(dim=1)  # [B, C]
-            labels = self.labels[rows, None]
-            chosen = logs.gather(1, labels)
-            if self.weights is not None:
-                chosen *= self.weights[rows, None]
-            loss -= chosen.sum(dtype=torch.float64)
-            residuals = logs.exp_()
-            squares += residuals.square().sum(dtype=torch.float64)
-            residuals.scatter_add_(1, labels, residuals.new_full(labels.shape, -1.0))
-            if self.weights is not None:
-                residuals *= self.weights[rows, None]
+            pass_of = softmax_pass if self.labels.ndim == 1 else sigmoid_pass
+            logits = self.logits(rows, parameters)  # [B, C]
+            weights = None if self.weights is None else self.weights[rows]
+            loss_here, squares_here, residuals = pass_of(logits, self.labels[rows], weights)
+            loss += loss_here
+            squares += squares_here
             gradient[:-1].addmm_(self.rows[rows].T, residuals)
             gradient[-1] += residuals.sum(dim=0)
         gradient /= count

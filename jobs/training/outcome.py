@@ -16,10 +16,11 @@ from jobs.evaluation.card import DataSummary, model_card
 from jobs.evaluation.judged import Basis, JudgedImages
 from jobs.evaluation.plots import plots
 from jobs.recipes import Recipe, as_json
-from jobs.tasks.classification import Classification
+from jobs.tasks.kinds import ImageTask
+from jobs.tasks.multilabel import Multilabel
 from jobs.training.evaluate import Outputs
 from jobs.training.frozen import FrozenPass, wanted_engine
-from jobs.training.head import assign_folds
+from jobs.training.head import assign_folds, strata
 from jobs.training.loop import TrainingData
 from jobs.training.place import Place
 from jobs.training.sources import SEEN, Backbone
@@ -34,8 +35,10 @@ from models_cache.artifacts import (
     write_artifact,
 )
 from models_cache.backbones import Classifier
+from models_cache.calibration import Calibration
 from models_cache.classifiers import golden_outputs, tensors_to_publish
 from models_cache.durable import canonical_json
+from models_cache.novelty import Familiarity, fit_familiarity
 
 TRAIN_FOLDS = "train-folds"  # the split's name where training images are judged out of fold
 _FOLDS = 5  # of the images that calibration is fitted on, where it is also reported on them
@@ -48,17 +51,17 @@ class Ready:
     place: Place
     backbone: Backbone
     data: TrainingData
-    task: Classification
+    task: ImageTask
     recipe: Recipe
     frozen: FrozenPass
 
     @property
     def labels(self) -> Tensor:
-        """Class index of every image, int64 `[N]`."""
+        """Class index of every image, int64 `[N]`; with several labels float32 `[N, C]`."""
         return self.data.dataset.labels
 
     def targets(self, indices: NDArray[np.int64]) -> Tensor:
-        """Return the class indices of some images, int64 `[B]`."""
+        """Return the labels of some images, int64 `[B]` or float32 `[B, C]`."""
         return self.labels[torch.from_numpy(indices)]
 
     @property
@@ -100,12 +103,12 @@ def publish(ready: Ready, trained: Trained) -> dict[str, Any]:
     """Phase `publish`: evaluation, model card and artifact become blobs; return the result line."""
     place, spec = ready.place, ready.place.spec
     place.begin("publish")
-    reported, basis = _judged(ready, trained)
-    evaluation = ready.task.evaluation(reported, basis)
-    metrics = _metrics(ready, trained, evaluation)
+    reported, known = _judged(ready, trained)
+    verdict = _verdict(ready.task, reported, known)
+    metrics = _metrics(ready, trained, verdict.evaluation)
     recipe = {"name": spec.recipe, "parameters": as_json(ready.recipe)}
     facts = ArtifactFacts(
-        task="classification",
+        task=ready.task.name,
         architecture=spec.architecture,
         kind=trained.kind,
         weights=ready.backbone.weights,
@@ -115,19 +118,20 @@ def publish(ready: Ready, trained: Trained) -> dict[str, Any]:
         metrics=metrics,
         lineage={**spec.lineage, "recipe": recipe, "seed": spec.seed, **trained.facts},
         numerics=ready.numerics,
-        calibration=None if basis is None else basis.calibration,
+        calibration=verdict.calibration,
+        thresholds=verdict.thresholds,
     )
     golden = golden_outputs(trained.model.eval(), ready.backbone.preprocessing)
     tensors = tensors_to_publish(trained.model, trained.kind)
     documents = {
-        EVALUATION_FILE: canonical_json(evaluation),
-        **plots(evaluation, facts.calibration),
+        EVALUATION_FILE: canonical_json(verdict.evaluation),
+        **verdict.plots,
     }
     drawn = [name for name in PLOT_FILES if name in documents]
-    card = model_card(facts, evaluation, _summary(ready), drawn)
+    card = model_card(facts, verdict.evaluation, _summary(ready), drawn)
     documents[CARD_FILE] = card.encode()
-    if basis is not None and basis.familiarity is not None:
-        documents[FAMILIARITY_FILE] = tensor_bytes(basis.familiarity.arrays())
+    if verdict.familiarity is not None:
+        documents[FAMILIARITY_FILE] = tensor_bytes(verdict.familiarity.arrays())
     artifact = write_artifact(place.blobs, facts, tensors, golden, documents)
     return {
         "artifact": {"digest": artifact.digest, "files": artifact.files_as_json()},
@@ -142,7 +146,8 @@ def _summary(ready: Ready) -> DataSummary:
     manifest = ready.data.dataset.manifest
     images: dict[str, Counter[str]] = {}
     for entry in manifest.images:
-        images.setdefault(entry.split, Counter())[manifest.classes[entry.label]] += 1
+        counts = images.setdefault(entry.split, Counter())
+        counts.update(manifest.classes[label] for label in entry.labels)
     return DataSummary(manifest.digest, images)
 
 
@@ -155,16 +160,51 @@ def _metrics(ready: Ready, trained: Trained, evaluation: dict[str, Any]) -> dict
         metrics |= {f"{name}/{figure}": value for figure, value in measured.items()}
     prefix = {TRAIN_FOLDS: "cv"}.get(evaluation["split"], evaluation["split"])
     metrics[f"{prefix}/macro_f1"] = evaluation["macro_f1"]
-    metrics[f"{prefix}/ece"] = evaluation["calibration"]["after"]["ece"]
+    if "calibration" in evaluation:
+        metrics[f"{prefix}/ece"] = evaluation["calibration"]["after"]["ece"]
     return metrics
 
 
-def _judged(ready: Ready, trained: Trained) -> tuple[JudgedImages, Basis | None]:
-    """Return the images that are reported, and what serving knows from images like them.
+@dataclass(frozen=True)
+class _Verdict:
+    """What is known of a model's answers, and what serving needs to know of them.
 
-    Calibration is fitted out of fold where cross-validation was made, and else on the held-out
-    images. These have chosen the epoch: their figures are a little too good, and so is what is
-    fitted on them. Where nothing was held out there is no basis.
+    Args:
+        evaluation: JSON-ready.
+        plots: Of the evaluation, by file name.
+        calibration: With one label, from images that were not learned from.
+        thresholds: With several labels.
+        familiarity: What known images look like; None if they are too few.
+    """
+
+    evaluation: dict[str, Any]
+    plots: dict[str, bytes]
+    calibration: Calibration | None
+    thresholds: tuple[float, ...] | None
+    familiarity: Familiarity | None
+
+
+def _verdict(task: ImageTask, reported: JudgedImages, known: JudgedImages | None) -> _Verdict:
+    """Judge a model by the reported images; `known` is what its answers are tuned on."""
+    if isinstance(task, Multilabel):
+        tuned = task.with_thresholds(known or reported)
+        familiarity = None if known is None else fit_familiarity(known.features, known.folds)
+        return _Verdict(tuned.evaluation(reported), {}, None, tuned.thresholds, familiarity)
+    if known is None:
+        evaluation = task.evaluation(reported, None)
+        return _Verdict(evaluation, plots(evaluation, None), None, None, None)
+    basis = Basis.of(known)
+    evaluation = task.evaluation(reported, basis)
+    drawn = plots(evaluation, basis.calibration)
+    return _Verdict(evaluation, drawn, basis.calibration, None, basis.familiarity)
+
+
+def _judged(ready: Ready, trained: Trained) -> tuple[JudgedImages, JudgedImages | None]:
+    """Return the images that are reported, and those that tell serving about images like them.
+
+    Out of fold where cross-validation was made, and else the held-out images. These have chosen
+    the epoch: their figures are a little too good, and so is what is fitted on them: calibration
+    or thresholds. Where nothing was held out there are none.
     """
     splits, data = ready.judged(), ready.data
     judged = {n: _images(ready, n, splits[n], o) for n, o in trained.outputs.items()}
@@ -173,7 +213,7 @@ def _judged(ready: Ready, trained: Trained) -> tuple[JudgedImages, Basis | None]
         basis = _images(ready, TRAIN_FOLDS, data.train, trained.out_of_fold)
     reported = list(judged.values())[-1] if judged else basis
     assert reported is not None, "a head without held-out images is judged out of fold"
-    return reported, None if basis is None else Basis.of(basis)
+    return reported, basis
 
 
 def _images(ready: Ready, split: str, indices: NDArray[np.int64], outputs: Outputs) -> JudgedImages:
@@ -184,5 +224,5 @@ def _images(ready: Ready, split: str, indices: NDArray[np.int64], outputs: Outpu
         targets=targets,
         logits=outputs.logits,
         features=outputs.features,
-        folds=assign_folds(targets.tolist(), dataset.contents(indices), _FOLDS),
+        folds=assign_folds(strata(targets), dataset.contents(indices), _FOLDS),
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from jobs.datasets.manifest import TRAIN, VAL, Manifest
-from jobs.errors import FeaturesNotFinite, OutOfMemory
+from jobs.errors import FeaturesNotFinite, OutOfMemory, RecipeInvalid
 from jobs.eta import PhaseEstimate
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.recipes import HeadRecipe
@@ -33,6 +33,7 @@ from jobs.training.race_spec import Entrant, RaceSpec
 from jobs.training.sources import decode_dataset, fetch_backbone, obtain_weights
 from jobs.training.standings import Curve, Judged, Probe, curve_of, rank, recommend
 from models_cache import faults
+from models_cache.artifacts import MULTILABEL
 from models_cache.durable import canonical_json, sha256_of_bytes
 from models_cache.errors import GraftError, WeightsError, to_wire
 
@@ -78,6 +79,8 @@ def race(spec: RaceSpec, progress: ProgressWriter, interruption: Interruption) -
     """
     place = Place.of(spec.common, progress, interruption)
     manifest = Manifest.load(place.blobs, spec.common.manifest_sha256)
+    if manifest.task == MULTILABEL:
+        raise RecipeInvalid("race", "dataset", "images with several labels are not raced yet")
     judged = Judged.of(manifest, spec.common.parameters["folds"])
     run = _Race(spec, place, manifest, judged)
     _recall(run)

@@ -16,7 +16,7 @@ from torch import nn
 
 from jobs.datasets.loading import LoadedDataset, load_dataset
 from jobs.datasets.manifest import TRAIN, VAL, Manifest
-from jobs.training.head import assign_folds
+from jobs.training.head import assign_folds, strata
 from jobs.training.loop import TrainingData
 from jobs.training.place import Place
 from models_cache.backbones import build_backbone, feature_width
@@ -156,14 +156,14 @@ def split_dataset(
 
 def _hold_out(dataset: LoadedDataset, train: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return one fold of the training images, int64 `[H]`; never a class's only distinct image."""
-    labels = dataset.labels[torch.from_numpy(train)].tolist()
+    labels = strata(dataset.labels[torch.from_numpy(train)])
     contents = dataset.contents(train)
     distinct = Counter(label for label, _ in set(zip(labels, contents, strict=True)))
     spare = np.array([distinct[label] > 1 for label in labels], dtype=bool)  # [N]
     if not spare.any():
         return train[:0]
     chosen = train[spare]
-    labels = dataset.labels[torch.from_numpy(chosen)].tolist()
+    labels = strata(dataset.labels[torch.from_numpy(chosen)])
     folds = assign_folds(labels, dataset.contents(chosen), _HOLDOUT_FOLDS).numpy()
     held_out: NDArray[np.int64] = chosen[folds == 0]
     return held_out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -11,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from jobs import lifecycle
 from jobs.datasets.archive import quick_check
-from jobs.datasets.manifest import Manifest
+from jobs.datasets.manifest import ImageEntry, Manifest
 from jobs.errors import (
     DatasetImageNotFound,
     DatasetInUse,
@@ -151,14 +152,15 @@ def list_images(
             "id": image.id,
             "path": image.path,
             "split": image.split,
-            "label": names[image.label],
+            **_labels(image, names),
             "width": image.width,
             "height": image.height,
             "size": image.size,
             "sha256": image.sha256,
         }
         for image in manifest.images
-        if split in (None, image.split) and label in (None, names[image.label])
+        if split in (None, image.split)
+        and (label is None or label in (names[index] for index in image.labels))
     ]
     start = 0
     if after is not None:
@@ -278,6 +280,13 @@ def _manifest(services: Services, dataset: Dataset) -> Manifest:
     _require_ready(dataset)
     assert dataset.manifest_sha256 is not None, "a ready data set has a manifest"
     return Manifest.load(services.blobs, dataset.manifest_sha256)
+
+
+def _labels(image: ImageEntry, names: Sequence[str]) -> dict[str, Any]:
+    """Return `label`, or `labels` of a data set whose images have any number of them."""
+    if isinstance(image.label, int):
+        return {"label": names[image.label]}
+    return {"labels": [names[index] for index in image.labels]}
 
 
 def _picture(

@@ -180,4 +180,6 @@ def _prediction(item: dict[str, Any]) -> dict[str, Any]:
         nothing: dict[str, Any] = {"label": None, "score": None, "scores": []}
         unknown = {"abstained": False, "ood_score": None, "out_of_distribution": False}
         return {**nothing, **unknown, "error": told}
+    if "labels" in item:
+        return item
     return {"label": item["scores"][0]["label"], "score": item["scores"][0]["score"], **item}

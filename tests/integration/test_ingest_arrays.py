@@ -45,7 +45,7 @@ def test_both_formats_become_the_same_dataset(uploads: Uploads, tmp_path: Path) 
     assert packed is not None
     for position, entry in enumerate(npz.manifest.images):
         number = int(Path(entry.path).stem)
-        assert npz.manifest.classes[entry.label] == CLASS_NAMES[labels[number]]
+        assert npz.manifest.classes[entry.labels[0]] == CLASS_NAMES[labels[number]]
         np.testing.assert_array_equal(packed.image(position), images[number])
     assert [item["path"] for item in hdf5.report["ignored"]] == ["notes"]
     assert any(line.get("unit") == "bytes" for line in npz.lines), "no progress was shown"

@@ -504,7 +504,7 @@ def split_of(
     kept = tuple(
         image
         for image in whole.images
-        if int(Path(image.path).stem) < counts[whole.classes[image.label]]
+        if int(Path(image.path).stem) < counts[whole.classes[image.labels[0]]]
     )
     manifest = Manifest(whole.classes, kept)
     manifest.store(BlobStore(folder / "blobs"))

@@ -80,7 +80,7 @@ def test_odd_pixels_are_told() -> None:
     blank = appearance_of(np.full((64, 64, 3), 7, dtype=np.uint8))
     assert list(found(enough(), seen=blank)) == ["blank-images"]
     assert list(found(enough(), seen=replace(SHARP, sharpness=3.0))) == ["blurred-images"]
-    places = [(i.sha256, i.split, "ab"[i.label]) for i in enough().images]
+    places = [(i.sha256, i.split, "ab"[i.labels[0]]) for i in enough().images]
     long, small = manifest_of(places, (401, 100)), manifest_of(places, (63, 70))
     assert found(long)["extreme-aspect"].items[0]["aspect"] == 4.01
     assert found(small, seen=replace(SHARP, sharpness=3.0)).keys() == {"small-images"}

@@ -238,11 +238,6 @@ def test_as_many_rows_as_are_allowed_are_read(ending: bytes) -> None:
     assert len(found.labels) == 1000
 
 
-def test_several_labels_are_refused_by_name() -> None:
-    data = {"metadata.csv": b"file_name,labels\n1.jpg,a|b\n"}
-    assert code_of("1.jpg", metadata=data) == "multilabel-unsupported"
-
-
 def test_two_metadata_files_in_one_folder_are_ambiguous() -> None:
     data = {"metadata.csv": b"file_name,label\n1.jpg,a\n", "metadata.jsonl": b""}
     assert code_of("1.jpg", metadata=data) == "ambiguous-layout"
