@@ -56,9 +56,9 @@ soak: install ## Kill processes at random for long (KILLS=200)
 	GRAFT_TEST_KILLS=$${KILLS:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_kills.py -s
 
 lock: ## Pin every package with hashes (needs uv)
-	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
+	uv pip compile pyproject.toml --extra onnx --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-package torch --no-emit-package torchvision -o requirements/base.lock
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --extra onnx --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-emit-package torch --no-emit-package torchvision -o requirements/dev.lock
 
 clean: ## Remove the environment and caches
