@@ -16,6 +16,7 @@ from jobs.recipes import HeadRecipe
 from jobs.tasks.kinds import task_of
 from jobs.tasks.multilabel import Multilabel, average_precision, best_threshold
 from jobs.training.head import assign_folds, fit_head, strata
+from jobs.training.head_loss import balanced
 from tests.unit.test_multilabel_data import image
 
 CLASSES = ("ant", "bee", "person")
@@ -136,3 +137,10 @@ def test_folds_are_dealt_by_sets_of_labels() -> None:
     folds = assign_folds(strata(labels), [str(i) for i in range(30)], 5)
     for kind in range(3):
         assert torch.bincount(folds[kind::3]).tolist() == [2] * 5
+
+
+def test_balanced_weights_let_having_and_lacking_a_class_count_the_same() -> None:
+    labels = torch.tensor([[1.0, 0], [0, 0], [0, 0], [0, 1]])
+    weights = balanced(labels, 2)
+    assert weights.mean().item() == pytest.approx(1)
+    assert (weights * labels).sum(dim=0).tolist() == pytest.approx([2, 2])
