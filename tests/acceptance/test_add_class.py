@@ -6,9 +6,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from service.client import Graft, Json
 from tests import images
+from tests.acceptance.running import RunningService
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 
@@ -103,6 +105,17 @@ def test_old_classes_keep_their_accuracy_and_the_new_one_is_known(
         for prediction in graft.predict("seen-outside", *unseen[start : start + 32])["predictions"]
     ]
     assert sum(answer["label"] == "person" for answer in answers) >= 0.95 * len(unseen)
+
+
+def test_only_the_new_images_were_embedded(
+    service: RunningService, insects: Json, before: Json, after: Json
+) -> None:
+    assert before["result"]["version"] < after["result"]["version"]
+    rows = []
+    for path in (service.data_folder / "cache" / "features").iterdir():
+        with safe_open(path, framework="np") as segment:
+            rows.append(segment.get_slice("features").get_shape()[0])
+    assert sorted(rows) == [PERSONS, sum(split["images"] for split in insects["splits"].values())]
 
 
 def test_more_images_of_a_known_class_make_a_version_of_the_same_classes(
