@@ -678,7 +678,7 @@ def test_a_network_is_copied_and_folded_outside_of_the_lock() -> None:
     engine = choose_engine(network, probe, PREPROCESSING, exclusive)
     assert engine.name == FOLDED
     assert len(acquired) == 3  # the trace and a forward pass of each engine
-    assert len(held_while_copied) >= 2
+    assert held_while_copied
     assert not any(held_while_copied)
 
 

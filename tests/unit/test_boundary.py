@@ -117,20 +117,22 @@ def trained(
 
 
 @pytest.mark.parametrize(
-    ("tune", "augmentation", "batch_size"),
-    [(2, "flip", 5), (2, "none", 5), (0, "flip", 6)],  # a frozen linear layer needs equal batches
+    ("tune", "augmentation", "difference"),
+    # Convolutions alone are frozen; and with them a linear layer, which rounds as its batch says
+    [(2, "flip", 0.0), (2, "none", 0.0), (0, "flip", 1e-6)],
 )
-def test_kept_activations_give_the_bits_of_computed_ones(
-    dataset: LoadedDataset, tmp_path: Path, tune: int, augmentation: str, batch_size: int
+def test_kept_activations_teach_what_computed_ones_do(
+    dataset: LoadedDataset, tmp_path: Path, tune: int, augmentation: str, difference: float
 ) -> None:
-    recipe = recipe_of(tune, augmentation=augmentation, batch_size=batch_size)
+    recipe = recipe_of(tune, augmentation=augmentation)
     (computed, often), (kept, once) = (
         trained(dataset, recipe, folder) for folder in (None, tmp_path)
     )
     expected, found = computed.tensors(), kept.tensors()
     assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert computed.best_metrics == kept.best_metrics
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=difference, atol=difference)
+    assert kept.best_metrics == pytest.approx(computed.best_metrics, rel=difference)
     views = 2 if augmentation == "flip" else 1
     assert often == 4 * 18 + 5 * 6  # epochs, and comparisons with the one before them
     assert once == views * 18 + 6
