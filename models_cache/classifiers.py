@@ -7,6 +7,7 @@ are made and compared.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,12 @@ def golden_images(crop_px: int) -> NDArray[np.uint8]:
     return np.stack(images)
 
 
-def check_golden(classifier: Classifier, artifact: Artifact, blobs: BlobStore) -> None:
+def check_golden(
+    classifier: Classifier,
+    artifact: Artifact,
+    blobs: BlobStore,
+    exclusive: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
     """Check that a loaded classifier gives the outputs stored with its artifact.
 
     Features are compared too: a head of zeros has the right logits on any backbone.
@@ -114,6 +120,7 @@ def check_golden(classifier: Classifier, artifact: Artifact, blobs: BlobStore) -
         classifier: In eval mode, on any device; its backbone may be shared with others.
         artifact: What it was loaded from.
         blobs: Where the artifact's files are.
+        exclusive: Held around the forward pass, and not while the disk is waited for.
 
     Raises:
         ArtifactGoldenMismatch: Features or logits differ by more than `GOLDEN_TOLERANCE`.
@@ -122,7 +129,8 @@ def check_golden(classifier: Classifier, artifact: Artifact, blobs: BlobStore) -
     golden = read_golden(blobs, artifact)
     try:
         images = torch.from_numpy(golden["images"])
-        outputs = _outputs(classifier, images, artifact.facts.preprocessing)
+        with exclusive():
+            outputs = _outputs(classifier, images, artifact.facts.preprocessing)
         compared = [
             _difference(found, torch.from_numpy(golden[name]))
             for name, found in zip(("features", "logits"), outputs, strict=True)
