@@ -94,7 +94,8 @@ def golden_outputs(classifier: Classifier, preprocessing: Preprocessing) -> dict
 def golden_images(crop_px: int) -> NDArray[np.uint8]:
     """Draw the golden images, uint8 `[G, crop, crop, 3]`: coloured waves under fine noise."""
     generator = np.random.Generator(np.random.PCG64(0))
-    y, x = np.mgrid[:crop_px, :crop_px][..., None] / crop_px  # each [crop, crop, 1]
+    along = np.arange(crop_px)[:, None] / crop_px
+    y, x = along[:, None], along[None]  # [crop, 1, 1], [1, crop, 1]
     images = []
     for _ in range(GOLDEN_IMAGES):
         frequency, phase = generator.uniform(1, 9, (2, 3)), generator.uniform(0, 6.3, (2, 3))
