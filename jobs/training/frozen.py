@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,8 @@ def _ready_engine(place: Place, backbone: Backbone, name: str | None) -> Engine:
         if built is not None:
             return built
     probe = torch.from_numpy(golden_images(backbone.preprocessing.crop_px)).to(place.device)
-    return choose_engine(backbone.module, probe, backbone.preprocessing)
+    chosen = choose_engine(backbone.module, probe, backbone.preprocessing)  # compared in float32
+    return replace(chosen, dtype=getattr(torch, place.numerics.dtype))
 
 
 def _cached(
