@@ -43,8 +43,8 @@ from jobs.training.optimizer import build_optimizer, prepare_modules  # noqa: E4
 from jobs.training.state import TrainingState  # noqa: E402
 from models_cache.backbones import build_classifier  # noqa: E402
 from models_cache.blobs import BlobStore  # noqa: E402
+from models_cache.devices import choose_device  # noqa: E402
 from models_cache.pixels import PixelCache, PixelKey  # noqa: E402
-from models_cache.predictor import choose_device  # noqa: E402
 from models_cache.preprocessing import Preprocessing  # noqa: E402
 
 _CLASSES = ("ants", "bees")

@@ -77,7 +77,8 @@ def kind_of(spec: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what jobs of about the same peak have in common."""
     parameters = spec.get("parameters", {})
     chosen = (parameters.get("batch_size"), parameters.get("tune"))
-    return (str(spec.get("backbone")), spec.get("recipe"), *chosen)
+    raced = tuple(entrant["architecture"] for entrant in spec.get("entrants", ()))
+    return (str(spec.get("backbone")), raced, spec.get("recipe"), *chosen)
 
 
 def need_of(

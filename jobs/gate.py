@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,13 +105,16 @@ class Gate:
         with self._database.read() as connection:
             earlier = jobs.succeeded(connection, job.type, _EARLIER_JOBS)
         pairs = [(other.spec, other.resources) for other in earlier]
-        return need_of(job.spec, pairs, self._parameters(str(job.spec.get("backbone"))), on_gpu)
+        return need_of(job.spec, pairs, self._parameters(job.spec), on_gpu)
 
-    def _parameters(self, architecture: str) -> int | None:
+    def _parameters(self, spec: Mapping[str, Any]) -> int | None:
+        """Return how many the network has, the largest of a race; None if unknown."""
+        if "entrants" in spec:  # one after the other
+            return max(int(entrant["parameters"]) for entrant in spec["entrants"])
         if self._catalogue is None:
             self._catalogue = Catalogue.load()
         try:
-            return self._catalogue.backbone(architecture).parameters
+            return self._catalogue.backbone(str(spec.get("backbone"))).parameters
         except GraftError:  # the attempt says so better
             return None
 

@@ -21,6 +21,7 @@ from models_cache import faults
 from models_cache.artifacts import verify_artifact
 from models_cache.blobs import BlobStore
 
+_NOT_OF_THE_RESULT = ("kind", "at", "next_engine", "resources")
 _DATASET_FACTS = ("manifest_sha256", "report_sha256", "digest", "task", "classes", "splits")
 
 
@@ -58,7 +59,7 @@ def finish(
         elif job.type == "ingest":
             result = _publish_dataset(connection, job, last)
         else:
-            result = {key: value for key, value in last.items() if key not in ("kind", "at")}
+            result = {key: value for key, value in last.items() if key not in _NOT_OF_THE_RESULT}
         if "reproduce" in job.spec:
             result = {**result, "reproduced": compare_versions(connection, job)}
         metrics = (promotion or last).get("metrics")

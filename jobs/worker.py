@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -36,6 +35,7 @@ from jobs.states import TERMINAL, JobEvent, JobState
 from jobs.store import datasets, events, jobs, leases
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
+from jobs.worker_limits import WorkerLimits
 from models_cache import faults
 from models_cache.blobs import BlobStore
 from models_cache.errors import GraftError, to_wire
@@ -62,31 +62,6 @@ CHILD_KINDS: dict[str, AttemptKind] = {
     "ingest": "ingest",
     "download": "download",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerLimits:
-    """How long and how often; the defaults are documented in docs/operations.md."""
-
-    train_slots: int = 1
-    data_slots: int = 1
-    weights_slots: int = 1
-    engine_slots: int = 1
-    lease_seconds: float = 45.0
-    heartbeat_seconds: float = 10.0
-    tick_seconds: float = 0.05
-    sweep_seconds: float = 5.0
-    cancel_grace_seconds: float = 1.0
-    pause_grace_seconds: float = 30.0
-    drain_grace_seconds: float = 8.0  # less than the supervisor's, so that jobs are queued again
-    stall_seconds: float = 300.0
-    memory_patience_seconds: float = 60.0  # for memory that other programs hold
-    disk_cache_bytes: int = 20 << 30
-    fault_limit: int = 3
-    #: Attempts in a row without a new checkpoint, whoever's fault: a job that takes its worker or
-    #: its fork server down each time must end as well.
-    attempt_limit: int = 50
-    first_backoff_seconds: float = 0.5
 
 
 class Worker:

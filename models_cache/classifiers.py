@@ -7,6 +7,7 @@ are made and compared.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def golden_outputs(classifier: Classifier, preprocessing: Preprocessing) -> dict
 def golden_images(crop_px: int) -> NDArray[np.uint8]:
     """Draw the golden images, uint8 `[G, crop, crop, 3]`: coloured waves under fine noise."""
     generator = np.random.Generator(np.random.PCG64(0))
-    y, x = np.mgrid[:crop_px, :crop_px][..., None] / crop_px  # each [crop, crop, 1]
+    along = np.arange(crop_px)[:, None] / crop_px
+    y, x = along[:, None], along[None]  # [crop, 1, 1], [1, crop, 1]
     images = []
     for _ in range(GOLDEN_IMAGES):
         frequency, phase = generator.uniform(1, 9, (2, 3)), generator.uniform(0, 6.3, (2, 3))
@@ -105,7 +107,12 @@ def golden_images(crop_px: int) -> NDArray[np.uint8]:
     return np.stack(images)
 
 
-def check_golden(classifier: Classifier, artifact: Artifact, blobs: BlobStore) -> None:
+def check_golden(
+    classifier: Classifier,
+    artifact: Artifact,
+    blobs: BlobStore,
+    exclusive: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
     """Check that a loaded classifier gives the outputs stored with its artifact.
 
     Features are compared too: a head of zeros has the right logits on any backbone.
@@ -114,6 +121,7 @@ def check_golden(classifier: Classifier, artifact: Artifact, blobs: BlobStore) -
         classifier: In eval mode, on any device; its backbone may be shared with others.
         artifact: What it was loaded from.
         blobs: Where the artifact's files are.
+        exclusive: Held around the forward pass, and not while the disk is waited for.
 
     Raises:
         ArtifactGoldenMismatch: Features or logits differ by more than `GOLDEN_TOLERANCE`.
@@ -122,7 +130,8 @@ def check_golden(classifier: Classifier, artifact: Artifact, blobs: BlobStore) -
     golden = read_golden(blobs, artifact)
     try:
         images = torch.from_numpy(golden["images"])
-        outputs = _outputs(classifier, images, artifact.facts.preprocessing)
+        with exclusive():
+            outputs = _outputs(classifier, images, artifact.facts.preprocessing)
         compared = [
             _difference(found, torch.from_numpy(golden[name]))
             for name, found in zip(("features", "logits"), outputs, strict=True)

@@ -38,12 +38,14 @@ class Engine:
         forward: float32 `[B, 3, H, W]` -> features float32 `[B, D]`.
         device: Where its input has to be.
         size_bytes: What it keeps in memory.
+        dtype: In which convolutions and products are computed, by autocast.
     """
 
     name: str
     forward: nn.Module
     device: torch.device
     size_bytes: int
+    dtype: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, name: str, network: nn.Module) -> Engine:
@@ -55,7 +57,9 @@ class Engine:
     def features(self, pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
         """Return features, float32 `[B, D]` on the CPU, of pixels uint8 `[B, H, W, 3]`."""
         batch = normalised(pixels.to(self.device, non_blocking=True), preprocessing)
-        features: Tensor = self.forward(batch)
+        lower = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=lower):
+            features: Tensor = self.forward(batch)
         return features.float().cpu()
 
 

@@ -31,6 +31,7 @@ import torch
 import uvicorn
 
 from models_cache import wire
+from models_cache.answers import ImageOutput, QueuedImage, labels_of, ranked
 from models_cache.asgi import (
     ClientGone,
     Receive,
@@ -44,6 +45,7 @@ from models_cache.asgi import (
 )
 from models_cache.batching import Batcher, Room
 from models_cache.decode import ImageLimits
+from models_cache.devices import choose_device
 from models_cache.engines import Engine
 from models_cache.errors import (
     BlobMissing,
@@ -54,16 +56,8 @@ from models_cache.errors import (
     to_wire,
 )
 from models_cache.loaded import Pinned, SharedLoads
-from models_cache.predictor import (
-    BackboneKey,
-    ImageOutput,
-    Model,
-    Predictor,
-    QueuedImage,
-    choose_device,
-    labels_of,
-    ranked,
-)
+from models_cache.predictor import Predictor
+from models_cache.served_models import BackboneKey, Model
 
 _MAX_JSON_BYTES = 4096  # of a /load body
 _LOADERS = 4  # threads that read weights; a slow load must not hold up another model's

@@ -8,7 +8,8 @@ logits suggest. Chosen by measurement against nearest neighbours, energy and oth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +72,22 @@ class Familiarity:
         return cls(**{name: torch.from_numpy(arrays[name]) for name in cls.__dataclass_fields__})
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: on small matrices several mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def fit_familiarity(features: Tensor, folds: Tensor) -> Familiarity | None:
     """Learn what known images look like; None for fewer than `FEWEST_IMAGES` images.
+
+    Gives the same bits whatever torch's number of threads.
 
     Args:
         features: Raw features of images, float32 `[N, D]`. Deterministic: of more than

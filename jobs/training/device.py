@@ -44,7 +44,7 @@ def set_up(device: torch.device, threads: int) -> Numerics:
     """
     torch.set_num_threads(max(1, threads))
     # Full float32 in convolutions: with TF32 a model would not reproduce its golden outputs on
-    # a CPU. What is learned from runs in bfloat16 on CUDA.
+    # a CPU. What is learned from, features and batches, is computed in bfloat16 on CUDA.
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False  # picking kernels by timing is not reproducible
     # Several CPU threads add gradients of indexed values (Swin's and MaxViT's position tables) in
@@ -60,5 +60,13 @@ def set_up(device: torch.device, threads: int) -> Numerics:
         device="cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         threads=torch.get_num_threads(),
         deterministic=deterministic,
+        dtype=_frozen_dtype(device),
         training_dtype="float32" if device.type == "cpu" else "bfloat16",
     )
+
+
+def _frozen_dtype(device: torch.device) -> str:
+    """Return the type of frozen passes: bfloat16 where the device computes in it, not emulates."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16"
+    return "float32"

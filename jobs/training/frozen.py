@@ -8,9 +8,9 @@ attempts of a job stay with it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from models_cache.durable import canonical_json, write_bytes
 from models_cache.engine_store import EngineKey, engine_name
 from models_cache.engines import EAGER, FOLDED, Engine, choose_engine, extract_features
 from models_cache.feature_cache import CENTER_CROP, FeatureKey
+from models_cache.preprocessing import Preprocessing
 
 _RECORD = "engine.json"  # in the run folder: what the first attempt chose
 
@@ -101,16 +102,29 @@ def features_of_view(
     return torch.stack([rows[entry.sha256] for entry in entries])
 
 
-def wanted_engine(place: Place, backbone: Backbone) -> dict[str, Any] | None:
-    """Return what to build for the next job on the same backbone; None if there is nothing."""
-    if place.device.type != "cpu" or backbone.weights is None:
+def wanted_engine(
+    place: Place,
+    architecture: str,
+    weights: Mapping[str, Any] | None,
+    preprocessing: Preprocessing,
+) -> dict[str, Any] | None:
+    """Return what to build for the next job on a backbone; None if there is nothing.
+
+    Args:
+        place: Where the engine would be.
+        architecture: Of the backbone.
+        weights: As a receipt names them; None from scratch.
+        preprocessing: What the backbone is shown.
+    """
+    if place.device.type != "cpu" or weights is None:
         return None
-    if not place.engines.is_wanted(_engine_key(place, backbone)):
+    key = EngineKey(architecture, weights["sha256"], preprocessing.digest)
+    if not place.engines.is_wanted(key):
         return None
     return {
-        "architecture": place.spec.architecture,
-        "weights": {name: backbone.weights[name] for name in ("file", "sha256", "has_head")},
-        "preprocessing": backbone.preprocessing.as_json(),
+        "architecture": architecture,
+        "weights": {name: weights[name] for name in ("file", "sha256", "has_head")},
+        "preprocessing": preprocessing.as_json(),
         "engine": engine_name(),
     }
 
@@ -131,7 +145,8 @@ def _ready_engine(place: Place, backbone: Backbone, name: str | None) -> Engine:
         if built is not None:
             return built
     probe = torch.from_numpy(golden_images(backbone.preprocessing.crop_px)).to(place.device)
-    return choose_engine(backbone.module, probe, backbone.preprocessing)
+    chosen = choose_engine(backbone.module, probe, backbone.preprocessing)  # compared in float32
+    return replace(chosen, dtype=getattr(torch, place.numerics.dtype))
 
 
 def _cached(

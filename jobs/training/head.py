@@ -4,29 +4,27 @@ Softmax for labels int64 `[N]`; for several labels, float32 `[N, C]`, a sigmoid 
 C independent problems with one penalty, solved as one.
 
 The objective is convex and every choice follows from the content of the images: the result has
-no seed. Features are centred, divided by one common scale, so that a penalty means the same for
-every backbone, and rotated onto their principal axes, which the penalty does not see; all of it
-is folded into the returned layer, which takes raw features.
+no seed. Features are seen as `principal_space` turns them, and solved for by `softmax_solver`; the
+returned layer takes raw features.
 
-The solver is L-BFGS with the curvature along these axes as its first guess. Folds are solved one
-after another and images in chunks: memory is bounded by features, out-of-fold logits and a few
-copies of the parameters. Large problems are searched more coarsely; see `_Effort`.
+Folds are solved one after another and images in chunks: memory is bounded by features, out-of-fold
+logits and a few copies of the parameters. Large problems are searched more coarsely; see `_Effort`.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from jobs.errors import FeaturesNotFinite
 from jobs.recipes import HeadRecipe
-from jobs.training.head_loss import balanced, mean_loss, sigmoid_pass, softmax_pass
+from jobs.training.head_loss import balanced, mean_loss
+from jobs.training.principal_space import PrincipalSpace
+from jobs.training.softmax_solver import SoftmaxProblem
 from models_cache.durable import sha256_of_bytes
 
 Poll = Callable[[int, int], bool]  # penalties done, of how many -> whether the time is over
@@ -36,13 +34,6 @@ _WORSE_IN_A_ROW = 2  # the out-of-fold loss has one valley in log(l2): then the 
 # during the search and one penalty per decade; above the second the search looks at one fold.
 _LARGE = 3e8
 _HUGE = 1e10
-_CHUNK_LOGITS = 1 << 22  # logits that are in memory at once: 16 MiB in float32
-_HISTORY_NUMBERS = 1 << 26  # in all pairs of vectors that L-BFGS keeps: 256 MiB in float32
-_PRINCIPAL_AXES = 2048  # more are not looked for: 4096 would take 10 s
-_FEWEST_ITERATIONS = 5  # of a fit when the time is over: still a usable model
-_SUFFICIENT_DECREASE = 1e-4  # Nocedal and Wright 2006, section 3.1
-_NO_ROWS = slice(0, 0)
-_HALVINGS = 20  # a step that needs more is rounding, not descent
 
 
 @dataclass(frozen=True)
@@ -127,14 +118,14 @@ def fit_head(
     folds = folds.repeat(views)  # all views of an image in one fold
     order = torch.argsort(folds, stable=True)  # the images of a fold side by side
     judged = (order < len(labels)).to(rows.device)
-    space = _Space.of(rows[order.to(rows.device)], effort.dtype)
+    space = PrincipalSpace.of(rows[order.to(rows.device)], effort.dtype)
     labels = torch.cat([labels] * views)[order].to(rows.device)
     bounds = [0, *torch.bincount(folds, minlength=count).cumsum(0).tolist()]
     held_out = [slice(*pair) for pair in pairwise(bounds)]
     weights = None
     if recipe.class_weights == "balanced":
         weights = balanced(labels, num_classes).to(effort.dtype)
-    problem = _Problem(space.rows, labels, num_classes, recipe.max_iterations, weights)
+    problem = SoftmaxProblem(space.rows, labels, num_classes, recipe.max_iterations, weights)
     walk = _Walk(poll, l2_path(recipe, effort.penalties_per_decade))
     search = _Search(problem, held_out, judged, effort, walk)
     l2, parameters, logits = search.run()
@@ -174,8 +165,8 @@ def fit_linear_head(
         Linear probe as in Radford et al. 2021, arXiv:2103.00020 (L-BFGS, frozen features).
     """
     effort = _Effort.of(num_classes * features.shape[0] * min(features.shape))
-    space = _Space.of(features, effort.dtype)
-    problem = _Problem(space.rows, labels.to(features.device), num_classes, max_iterations)
+    space = PrincipalSpace.of(features, effort.dtype)
+    problem = SoftmaxProblem(space.rows, labels.to(features.device), num_classes, max_iterations)
     parameters = problem.solve(l2, problem.start(), effort.tolerance, lambda: False)  # [R + 1, C]
     return space.layer(parameters)
 
@@ -267,7 +258,7 @@ class _Search:
         walk: Asked how to go on, and the penalties.
     """
 
-    problem: _Problem
+    problem: SoftmaxProblem
     held_out: Sequence[slice]
     judged: Tensor
     effort: _Effort
@@ -309,193 +300,3 @@ class _Search:
             parameters.append(found)
             logits.append(problem.logits(held_out, found).float())
         return parameters, torch.cat(logits)
-
-
-@dataclass(frozen=True)
-class _Space:
-    """Features as the solver sees them: centred, scaled, on their principal axes.
-
-    The penalty does not see a rotation. With fewer images N than features D the solution lies in
-    the span of the images, so N numbers per image carry the whole problem.
-    """
-
-    rows: Tensor  # float [N, R]
-    centre: Tensor  # float64 [D]
-    scale: Tensor  # float64 scalar
-    axes: Tensor | None  # float [D, R], orthonormal columns
-
-    @classmethod
-    def of(cls, features: Tensor, dtype: torch.dtype) -> _Space:
-        bad = int((~torch.isfinite(features)).any(dim=1).sum())
-        if bad:
-            raise FeaturesNotFinite(bad, len(features))
-        centre = features.mean(dim=0, dtype=torch.float64)
-        rows = features.to(dtype) - centre.to(dtype)
-        scale = rows.square().mean(dim=0, dtype=torch.float64).sqrt().mean()
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        rows /= scale.to(dtype)
-        if min(rows.shape) > _PRINCIPAL_AXES:
-            return cls(rows, centre, scale, None)
-        axes = None
-        if rows.shape[0] < rows.shape[1]:
-            axes, _ = torch.linalg.qr(rows.T)  # [D, N]
-            rows = rows @ axes
-        _, rotation = torch.linalg.eigh((rows.T @ rows).double())
-        rotation = rotation.to(dtype)
-        for chunk in rows.split(_PRINCIPAL_AXES):
-            chunk.copy_(chunk @ rotation)  # in place: no second copy of many images
-        return cls(rows, centre, scale, rotation if axes is None else axes @ rotation)
-
-    def layer(self, parameters: Tensor) -> nn.Linear:
-        """Return the layer on raw features for solver parameters `[R + 1, C]`."""
-        weight = parameters[:-1]
-        if self.axes is not None:
-            weight = self.axes @ weight
-        weight = weight.T.double() / self.scale  # [C, D]
-        bias = parameters[-1].double() - weight @ self.centre
-        layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
-        with torch.no_grad():
-            layer.weight.copy_(weight)
-            layer.bias.copy_(bias)
-        return layer
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """A softmax regression, or C logistic ones, on all rows but some."""
-
-    rows: Tensor  # float [N, R]
-    labels: Tensor  # int64 [N], or 0 and 1 float [N, C]
-    num_classes: int
-    max_iterations: int
-    weights: Tensor | None = None  # as the labels, 1 on average: what each of them counts
-    left_out: slice = field(default_factory=lambda: _NO_ROWS)
-
-    def without(self, rows: slice) -> _Problem:
-        """Return the problem that does not learn from some rows; all, and it learns from all."""
-        if rows.stop - rows.start == len(self.rows):  # one distinct image cannot be split
-            rows = _NO_ROWS
-        return replace(self, left_out=rows)
-
-    def mean_loss(self, logits: Tensor, judged: Tensor) -> float:
-        """Return the mean loss, in nats, as rows count, of the first rows that are judged.
-
-        Args:
-            logits: Of the first B rows, `[B, C]`.
-            judged: Which of these count, bool `[B]`.
-        """
-        first = slice(0, len(judged))
-        weights = None if self.weights is None else self.weights[first][judged]
-        return mean_loss(logits[judged], self.labels[first][judged], weights)
-
-    def start(self) -> Tensor:
-        """Return zero parameters `[R + 1, C]`."""
-        return self.rows.new_zeros(self.rows.shape[1] + 1, self.num_classes)
-
-    def logits(self, rows: slice, parameters: Tensor) -> Tensor:
-        """Return the logits of some rows, `[B, C]`."""
-        return torch.addmm(parameters[-1], self.rows[rows], parameters[:-1])
-
-    def solve(self, l2: float, start: Tensor, tolerance: float, stop: Callable[[], bool]) -> Tensor:
-        """Return the parameters that minimise the penalised loss.
-
-        Args:
-            l2: The penalty.
-            start: Parameters to begin with, `[R + 1, C]`.
-            tolerance: Distance to the optimum in nats at which to end.
-            stop: Asked before every chunk of a pass; after a few iterations it ends the descent.
-
-        Source: Nocedal and Wright 2006, algorithm 7.4 (two loops), 3.1 (backtracking).
-        """
-        parameters = start
-        pairs: deque[tuple[Tensor, Tensor, float]] = deque(
-            maxlen=max(3, min(20, _HISTORY_NUMBERS // (2 * start.numel())))
-        )
-        value, gradient, inverse = self._start_of(l2, parameters, stop)
-        for iteration in range(self.max_iterations):
-            direction = _descent(gradient, pairs, inverse)
-            slope = _dot(gradient, direction)
-            # Half the Newton decrement is the distance to the minimum of a quadratic.
-            if -slope / 2 <= tolerance or (iteration >= _FEWEST_ITERATIONS and stop()):
-                break
-            for halving in range(_HALVINGS):
-                following = parameters + direction * 0.5**halving
-                new_value, new_gradient, _ = self._value(l2, following, stop)
-                if new_value <= value + _SUFFICIENT_DECREASE * 0.5**halving * slope:
-                    break
-            else:  # rounding: there is no way further down
-                break
-            moved, turned = following - parameters, new_gradient - gradient
-            curvature = _dot(moved, turned)
-            if curvature > 0:
-                pairs.append((moved, turned, curvature))
-            parameters, value, gradient = following, new_value, new_gradient
-        return parameters
-
-    def _start_of(
-        self, l2: float, parameters: Tensor, stop: Callable[[], bool]
-    ) -> tuple[float, Tensor, Tensor]:
-        """Return loss, gradient, and a guess of the inverse Hessian's diagonal, `[R + 1, 1]`.
-
-        The Hessian of the loss is close to the covariance of the features, diagonal here, times
-        the mean variance of a predicted probability.
-        """
-        value, gradient, variance = self._value(l2, parameters, stop)
-        spread = self.rows.square().mean(dim=0)  # [R]
-        hessian = torch.cat([variance * spread + 2 * l2, spread.new_tensor([variance])])
-        return value, gradient, 1 / hessian[:, None]
-
-    def _value(
-        self, l2: float, parameters: Tensor, stop: Callable[[], bool]
-    ) -> tuple[float, Tensor, float]:
-        """Return the penalised loss, its gradient, and the mean variance of a probability."""
-        count = len(self.rows) - (self.left_out.stop - self.left_out.start)
-        gradient = torch.zeros_like(parameters)
-        loss = torch.zeros((), dtype=torch.float64, device=parameters.device)
-        squares = torch.zeros_like(loss)
-        for rows in self._chunks():
-            stop()
-            pass_of = softmax_pass if self.labels.ndim == 1 else sigmoid_pass
-            logits = self.logits(rows, parameters)  # [B, C]
-            weights = None if self.weights is None else self.weights[rows]
-            loss_here, squares_here, residuals = pass_of(logits, self.labels[rows], weights)
-            loss += loss_here
-            squares += squares_here
-            gradient[:-1].addmm_(self.rows[rows].T, residuals)
-            gradient[-1] += residuals.sum(dim=0)
-        gradient /= count
-        weights = parameters[:-1]
-        gradient[:-1].add_(weights, alpha=2 * l2)
-        value = loss / count + l2 * weights.square().sum(dtype=torch.float64)
-        variance = (1 - squares / count) / self.num_classes
-        return value.item(), gradient, max(variance.item(), 1e-3 / self.num_classes)
-
-    def _chunks(self) -> Iterator[slice]:
-        """Yield the rows that are learned from."""
-        size = max(1, _CHUNK_LOGITS // self.num_classes)
-        for first, end in ((0, self.left_out.start), (self.left_out.stop, len(self.rows))):
-            for start in range(first, end, size):
-                yield slice(start, min(start + size, end))
-
-
-def _descent(
-    gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor, float]], inverse: Tensor
-) -> Tensor:
-    """Return minus the estimated inverse Hessian times the gradient: L-BFGS's two loops."""
-    direction = -gradient
-    factors = []
-    for moved, turned, curvature in reversed(pairs):
-        factor = _dot(moved, direction) / curvature
-        factors.append(factor)
-        direction.sub_(turned, alpha=factor)
-    direction = direction * inverse
-    if pairs:
-        _, turned, curvature = pairs[-1]
-        direction *= curvature / _dot(turned, turned * inverse)
-    for (moved, turned, curvature), factor in zip(pairs, reversed(factors), strict=True):
-        direction.add_(moved, alpha=factor - _dot(turned, direction) / curvature)
-    return direction
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return torch.dot(a.reshape(-1), b.reshape(-1)).item()

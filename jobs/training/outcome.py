@@ -137,7 +137,9 @@ def publish(ready: Ready, trained: Trained) -> dict[str, Any]:
         "artifact": {"digest": artifact.digest, "files": artifact.files_as_json()},
         "metrics": metrics,
         "evaluation_sha256": artifact.files[EVALUATION_FILE].sha256,
-        "next_engine": wanted_engine(place, ready.backbone),
+        "next_engine": wanted_engine(
+            place, spec.architecture, ready.backbone.weights, ready.backbone.preprocessing
+        ),
     }
 
 

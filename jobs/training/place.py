@@ -16,11 +16,11 @@ from jobs.training.device import Numerics, set_up
 from jobs.training.interruption import Interruption
 from jobs.training.spec import TrainSpec
 from models_cache.blobs import BlobStore
+from models_cache.devices import choose_device
 from models_cache.engine_store import EngineStore
 from models_cache.feature_cache import FeatureCache
 from models_cache.features import is_out_of_memory
 from models_cache.pixels import PixelCache
-from models_cache.predictor import choose_device
 
 _DEFAULT_BATCH = 32  # of every recipe
 

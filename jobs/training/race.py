@@ -22,6 +22,7 @@ from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.recipes import HeadRecipe
 from jobs.training.attempt import frozen_features, settle
 from jobs.training.checkpoint import Checkpoints
+from jobs.training.frozen import wanted_engine
 from jobs.training.head import fit_head
 from jobs.training.interruption import Interruption
 from jobs.training.lane import LaneProgress
@@ -31,11 +32,20 @@ from jobs.training.outcome import Ready
 from jobs.training.place import Place
 from jobs.training.race_spec import Entrant, RaceSpec
 from jobs.training.sources import decode_dataset, fetch_backbone, obtain_weights
-from jobs.training.standings import Curve, Judged, Probe, curve_of, rank, recommend
+from jobs.training.standings import (
+    Curve,
+    Judged,
+    Probe,
+    choose,
+    curve_of,
+    rank,
+    recommend,
+)
 from models_cache import faults
 from models_cache.artifacts import MULTILABEL
 from models_cache.durable import canonical_json, sha256_of_bytes
 from models_cache.errors import GraftError, WeightsError, to_wire
+from models_cache.preprocessing import Preprocessing
 
 Report = Callable[[int, int], None]  # images done, of how many
 
@@ -101,7 +111,17 @@ def race(spec: RaceSpec, progress: ProgressWriter, interruption: Interruption) -
             {"backbone": entrant.architecture, "weights": entrant.weights, "error": to_wire(error)}
             for entrant, error in run.failures
         ],
+        "next_engine": _next_engine(run, choose(standings).probe),
+        "resources": place.peak_memory(),
     }
+
+
+def _next_engine(run: _Race, probe: Probe) -> dict[str, Any] | None:
+    """Return what to build for the trainings that follow on the recommended backbone."""
+    receipt = probe.receipt
+    preprocessing = Preprocessing.from_json(receipt["preprocessing"])
+    architecture = probe.entrant.architecture
+    return wanted_engine(run.place, architecture, receipt["weights"], preprocessing)
 
 
 def _recall(run: _Race) -> None:

@@ -212,16 +212,20 @@ def curve_of(probe: Probe, points: Sequence[Point], judged: Judged) -> Curve:
     return Curve(probe, rows, compare(half, judged.badness(probe.logits, "loss")))
 
 
-def recommend(standings: Sequence[Standing], curves: Sequence[Curve]) -> dict[str, Any]:
-    """Return what to take and why: the cheapest of those that are not worse beyond noise."""
-    best = standings[0]
+def choose(standings: Sequence[Standing]) -> Standing:
+    """Return the one to take: the cheapest of those that are not worse beyond noise."""
     level = [standing for standing in standings if standing.is_level]
-    chosen = min(level, key=lambda standing: (standing.probe.entrant.cost, standing.rank))
-    entrant = chosen.probe.entrant
+    return min(level, key=lambda standing: (standing.probe.entrant.cost, standing.rank))
+
+
+def recommend(standings: Sequence[Standing], curves: Sequence[Curve]) -> dict[str, Any]:
+    """Return what to take and why, JSON-ready; see `choose`."""
+    chosen = choose(standings)
+    level = sum(standing.is_level for standing in standings)
     return {
-        "backbone": entrant.architecture,
+        "backbone": chosen.probe.entrant.architecture,
         "weights": chosen.probe.receipt["weights"]["name"],
-        "reason": _reason(best, chosen, len(level), len(standings)),
+        "reason": _reason(standings[0], chosen, level, len(standings)),
         "more_images": curves[0].verdict if curves else None,
     }
 

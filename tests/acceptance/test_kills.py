@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from jobs.states import TRANSITIONS
-from jobs.worker import WorkerLimits
+from jobs.worker_limits import WorkerLimits
 from models_cache.artifacts import verify_artifact
 from models_cache.blobs import BlobStore
 from service.client import Graft, Json

@@ -34,6 +34,8 @@ def raced(graft: Graft, dataset_id: str) -> Json:
 
 def test_race_ranks_real_backbones_and_publishes_nothing(graft: Graft, raced: Json) -> None:
     result = raced["result"]
+    assert raced["resources"]["peak_memory_bytes"] > 0
+    assert not {"resources", "next_engine"} & set(result)
     assert [row["backbone"] for row in result["ranking"]] == BACKBONES
     first, second = result["ranking"]
     assert first["accuracy_top1"] >= 0.94

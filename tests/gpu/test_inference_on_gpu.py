@@ -11,15 +11,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from models_cache.answers import ImageOutput, QueuedImage
 from models_cache.artifacts import Artifact, ArtifactFacts, write_artifact
 from models_cache.backbones import Classifier, build_backbone, feature_width
 from models_cache.batching import Batcher
 from models_cache.blobs import BlobStore
 from models_cache.classifiers import golden_outputs, tensors_to_publish
 from models_cache.decode import ImageLimits
+from models_cache.devices import choose_device
 from models_cache.durable import sha256_of_file
-from models_cache.predictor import BackboneKey, ImageOutput, Predictor, QueuedImage, choose_device
+from models_cache.predictor import Predictor
 from models_cache.preprocessing import Preprocessing
+from models_cache.served_models import BackboneKey
 
 pytestmark = pytest.mark.gpu
 

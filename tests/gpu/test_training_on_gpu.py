@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,8 @@ def test_a_model_trained_on_the_gpu_gives_its_golden_outputs_on_the_cpu(
         job.spec["parameters"] = {"epochs": 3, "batch_size": 8, "lr_head": 1e-2}
     artifact = run(job)
     assert artifact.facts.numerics["device"] == torch.cuda.get_device_name(cuda)
+    lower = torch.cuda.is_bf16_supported(including_emulation=False)
+    assert artifact.facts.numerics["dtype"] == ("bfloat16" if lower else "float32")
     weights_path = job.data_folder / "weights" / f"{_ARCHITECTURE}-drawn.pth"
     blobs = BlobStore(job.data_folder / "blobs")
     classifier = load_classifier(artifact, blobs, weights_path)
@@ -132,6 +135,25 @@ def test_features_of_the_gpu_are_those_of_the_cpu(cuda: torch.device) -> None:
         engine = choose_engine(placed, pixels[:2].to(device), SMALL)
         found.append(engine.features(pixels, SMALL))
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
+
+
+def test_frozen_passes_in_bfloat16_are_near_those_in_float32_and_repeatable(
+    cuda: torch.device,
+) -> None:
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this device has no bfloat16")
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
+    placed = freeze(build_backbone(_ARCHITECTURE), cuda)
+    engine = choose_engine(placed, pixels[:2].to(cuda), SMALL)
+    lower = replace(engine, dtype=torch.bfloat16)
+    expected, found, again = (e.features(pixels, SMALL) for e in (engine, lower, lower))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, again)
+    assert not torch.equal(found, expected)
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * largest)
 
 
 def test_training_on_the_gpu_lowers_the_loss(cuda: torch.device, job: TrainingJob) -> None:

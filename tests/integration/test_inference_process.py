@@ -29,6 +29,7 @@ from PIL import Image
 from torch import nn
 
 from models_cache import wire
+from models_cache.answers import ImageOutput, QueuedImage
 from models_cache.artifacts import Artifact, ArtifactFacts, tensor_bytes, write_artifact
 from models_cache.asgi import MAX_UNIX_PATH_BYTES, listen
 from models_cache.backbones import build_backbone, feature_width
@@ -42,7 +43,7 @@ from models_cache.errors import InferenceAddressInvalid, ModelUnhealthy
 from models_cache.features import normalised
 from models_cache.inference import InferenceApp, InferenceConfig
 from models_cache.novelty import fit_familiarity
-from models_cache.predictor import ImageOutput, Predictor, QueuedImage
+from models_cache.predictor import Predictor
 from models_cache.preprocessing import Preprocessing
 
 DEADLINE_SECONDS = 60

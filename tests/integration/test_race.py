@@ -69,7 +69,8 @@ def race_job(
 
 def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
     rows = [{k: v for k, v in row.items() if k != "feature_seconds"} for row in result["ranking"]]
-    return {**{k: v for k, v in result.items() if k != "at"}, "ranking": rows}
+    kept = {k: v for k, v in result.items() if k not in ("at", "resources")}
+    return {**kept, "ranking": rows}
 
 
 def test_race_ranks_all_backbones_out_of_fold_and_recommends_one(
@@ -87,6 +88,8 @@ def test_race_ranks_all_backbones_out_of_fold_and_recommends_one(
     assert all(row["feature_seconds"] > 0 for row in result["ranking"])
     assert result["recommendation"]["backbone"] in ARCHITECTURES
     assert result["recommendation"]["more_images"]
+    assert result["next_engine"]["architecture"] == result["recommendation"]["backbone"]
+    assert result["resources"]["peak_memory_bytes"] > 0
     assert [curve["backbone"] for curve in result["learning_curves"]] == [
         row["backbone"] for row in result["ranking"]
     ]

@@ -18,7 +18,8 @@ from jobs.states import JobEvent, JobState
 from jobs.store import datasets, events, jobs, leases, workers
 from jobs.store.database import Database
 from jobs.store.jobs import Job, NewJob
-from jobs.worker import Worker, WorkerLimits
+from jobs.worker import Worker
+from jobs.worker_limits import WorkerLimits
 from models_cache.blobs import BlobStore
 from tests.integration import poison
 from tests.waiting import until

@@ -58,6 +58,19 @@ def test_peak_of_earlier_jobs_of_the_kind_counts_with_a_margin() -> None:
     assert need_of(spec(), earlier, None, on_gpu=True) == Need(7700, 5500, measured=True)
 
 
+def test_races_of_other_backbones_are_of_another_kind() -> None:
+    def race(*architectures: str) -> dict[str, Any]:
+        return {"entrants": [{"architecture": name} for name in architectures], "parameters": {}}
+
+    earlier = [
+        (race("vgg16"), {"peak_memory_bytes": 9000}),
+        (race("resnet18", "vgg11"), {"peak_memory_bytes": 1000}),
+    ]
+    found = need_of(race("resnet18", "vgg11"), earlier, None, on_gpu=False)
+    assert found == Need(1100, 0, measured=True)
+    assert not need_of(race("resnet18"), earlier, None, on_gpu=False).measured
+
+
 def test_estimate_grows_with_batch_network_and_what_is_learned() -> None:
     def host_bytes(parameters: int, **of_spec: Any) -> int:  # noqa: ANN401
         need = need_of(spec(**of_spec), [], parameters, on_gpu=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,15 @@ def test_features_of_an_image_do_not_depend_on_its_companions(
     assert torch.equal(mixed, together[order])
     alone = [extract_features(engine, [image[None]], SMALL, 4) for image in images]
     assert torch.equal(torch.cat(alone), together)
+
+
+def test_an_engine_of_a_lower_precision_gives_near_features_in_float32(
+    backbone: nn.Module,
+) -> None:
+    pixels = torch.randint(0, 256, (2, SMALL.crop_px, SMALL.crop_px, 3), dtype=torch.uint8)
+    eager = Engine.of("eager", backbone)
+    expected = eager.features(pixels, SMALL)
+    found = replace(eager, dtype=torch.bfloat16).features(pixels, SMALL)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * float(expected.abs().max()))

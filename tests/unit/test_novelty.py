@@ -76,6 +76,22 @@ def test_the_same_images_give_the_same_familiarity_after_storage() -> None:
     assert all(torch.equal(getattr(first, n), getattr(stored, n)) for n in first.arrays())
 
 
+def test_the_number_of_threads_changes_no_bit_and_is_as_before() -> None:
+    features, threads = kind_of_images(1, 300), torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(fit_familiarity(features, folds(300)))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    first, second = found
+    assert first is not None
+    assert second is not None
+    assert all(torch.equal(getattr(first, n), getattr(second, n)) for n in first.arrays())
+
+
 def test_copies_of_one_image_are_judged_without_an_error() -> None:
     features = torch.ones(40, 8)
     known = fit_familiarity(features, folds(40))

@@ -1,0 +1,30 @@
+"""How much a worker does at once, how long it waits, and how often it tries again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerLimits:
+    """How long and how often; the defaults are documented in docs/operations.md."""
+
+    train_slots: int = 1
+    data_slots: int = 1
+    weights_slots: int = 1
+    engine_slots: int = 1
+    lease_seconds: float = 45.0
+    heartbeat_seconds: float = 10.0
+    tick_seconds: float = 0.05
+    sweep_seconds: float = 5.0
+    cancel_grace_seconds: float = 1.0
+    pause_grace_seconds: float = 30.0
+    drain_grace_seconds: float = 8.0  # less than the supervisor's, so that jobs are queued again
+    stall_seconds: float = 300.0
+    memory_patience_seconds: float = 60.0  # for memory that other programs hold
+    disk_cache_bytes: int = 20 << 30
+    fault_limit: int = 3
+    #: Attempts in a row without a new checkpoint, whoever's fault: a job that takes its worker or
+    #: its fork server down each time must end as well.
+    attempt_limit: int = 50
+    first_backoff_seconds: float = 0.5

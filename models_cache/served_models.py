@@ -1,0 +1,88 @@
+"""What serving has in memory: heads, and the backbones that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from models_cache.artifacts import Artifact
+from models_cache.engines import Engine
+from models_cache.novelty import Familiarity
+from models_cache.preprocessing import Preprocessing
+
+Pixels = NDArray[np.uint8]  # of one image as a model wants it, [crop, crop, 3]
+
+
+@dataclass(frozen=True)
+class BackboneKey:
+    """What must be equal for two artifacts to share one backbone.
+
+    Args:
+        architecture: Name in the catalogue.
+        sha256: Of the file that holds the backbone's tensors.
+        preprocessing_digest: Of the preprocessing, since a batch is normalised as one.
+        artifact: One of those that share it, to load it by; no part of the key.
+    """
+
+    architecture: str
+    sha256: str
+    preprocessing_digest: str
+    artifact: Artifact = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedHead:
+    """An artifact's linear layer, `[B, D]` -> `[B, C]`.
+
+    It stays on the CPU: a batch comes back from the device once, not once per head.
+    `familiarity` is None where the artifact does not say what known images look like.
+    """
+
+    artifact: Artifact
+    backbone_key: BackboneKey
+    linear: nn.Linear
+    familiarity: Familiarity | None
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become scores."""
+        calibration = self.artifact.facts.calibration
+        return 1.0 if calibration is None else calibration.temperature
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        familiar_bytes = 0 if self.familiarity is None else self.familiarity.nbytes
+        return self.linear.weight.nbytes + self.linear.bias.nbytes + familiar_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A head with its backbone, both in memory for as long as the model is pinned."""
+
+    head: LoadedHead
+    backbone: Engine
+
+    @property
+    def backbone_key(self) -> BackboneKey:
+        """The key that images of this model are batched by."""
+        return self.head.backbone_key
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the C classes, in the order of the scores."""
+        return self.head.artifact.facts.classes
+
+    @property
+    def thresholds(self) -> Sequence[float] | None:
+        """Score from which on each class is a label; None if the likeliest is the answer."""
+        return self.head.artifact.facts.thresholds
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What makes an image this model's input."""
+        return self.head.artifact.facts.preprocessing
