@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from jobs import engine_builds
-from jobs.store import jobs
+from jobs import engine_builds, publish
+from jobs.store import datasets, jobs, leases, workers
 from jobs.store.database import Database
 from models_cache import engine_store
 from models_cache.backbones import build_backbone
+from models_cache.blobs import BlobStore
 from models_cache.decode import ImageLimits
 from models_cache.durable import sha256_of_bytes
 from models_cache.engine_store import EngineKey, EngineRecord, EngineStore, engine_name
@@ -153,4 +155,33 @@ def test_engine_is_queued_once_and_not_again_after_a_failure(tmp_path: Path) -> 
     assert [len(queue()), len(queue())] == [1, 1]
     with database.write() as connection:
         assert jobs.page(connection, 10, None) == []  # nobody asked for it: it is not listed
+    database.close()
+
+
+def test_end_of_a_race_queues_the_engine_and_records_its_peak(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
+    database.migrate()
+    spec = {"architecture": "squeezenet1_1", "engine": "x"}
+    with database.write() as connection:
+        workers.register(connection, "w", "host", 1, "cpu")
+        datasets.add(connection, "ds_1", "d", ("0" * 64, 1))
+        datasets.set_ready(connection, "ds_1", {"manifest_sha256": "0" * 64, "digest": "0" * 64})
+        jobs.accept(connection, jobs.NewJob(id="j", type="race", spec={}, dataset_id="ds_1"))
+        race = leases.claim(connection, ["race"], "w", "t", timedelta(seconds=60))
+    assert race is not None
+    last = {
+        "kind": "result",
+        "at": 0.0,
+        "ranking": [],
+        "next_engine": spec,
+        "resources": {"peak_memory_bytes": 5},
+    }
+    blobs = BlobStore(tmp_path / "blobs")
+    publish.finish(database, blobs, race, jobs.Lease("j", "t"), last)
+    with database.read() as connection:
+        ended = jobs.get(connection, "j")
+        queued = jobs.newest_of_type(connection, engine_builds.TYPE, 10)
+    assert ended.result == {"ranking": []}
+    assert ended.resources["peak_memory_bytes"] == 5
+    assert [job.spec for job in queued] == [spec]
     database.close()
