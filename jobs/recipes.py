@@ -72,11 +72,15 @@ class HeadRecipe:
     batch_size: int = _parameter(32, "Images per forward pass of the backbone.", ge=1, le=1024)
     views: int = _parameter(
         1,
-        "Views of each image that are learned from: the centre, mirrored, random crops; images are "
+        "Views of each image that are learned from: the centre, mirrored, random ones; images are "
         "judged by the centre alone.",
         ge=1,
         le=16,
     )
+    view_policy: Literal["crop", "trivialaugment"] = _parameter(
+        "crop", "What random views are: crops, or crops changed by TrivialAugment.",
+        choices=("crop", "trivialaugment"),
+    )  # fmt: skip
     class_weights: Literal["none", "balanced"] = _class_weights()
 
 

@@ -207,7 +207,9 @@ def frozen_features(ready: Ready) -> Tensor:
 
 def _views(recipe: Recipe) -> list[str]:
     """Return what the head of a recipe learns from of each image; the centre first."""
-    return view_names(recipe.views if isinstance(recipe, HeadRecipe) else 1)
+    if isinstance(recipe, HeadRecipe):
+        return view_names(recipe.views, recipe.view_policy)
+    return view_names(1)
 
 
 def _further_views(ready: Ready) -> list[Tensor]:

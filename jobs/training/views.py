@@ -21,10 +21,15 @@ _CROP_AREA_MIN = 0.7  # as the augmentation of fine-tuning: smaller crops lose t
 _DRAWS = 8  # per image, see `Augmentation.batch`
 
 
-def view_names(count: int) -> list[str]:
-    """Return the names of `count` views: the centre, mirrored, then random crops."""
-    crops = [f"crop:{index}" for index in range(1, count - 1)]
-    return [CENTER_CROP, FLIP, *crops][:count]
+def view_names(count: int, policy: str = "crop") -> list[str]:
+    """Return the names of `count` views: the centre, mirrored, then random ones of a policy.
+
+    Args:
+        count: How many.
+        policy: `crop`, or `trivialaugment`, which changes what it crops.
+    """
+    drawn = [f"{policy}:{index}" for index in range(1, count - 1)]
+    return [CENTER_CROP, FLIP, *drawn][:count]
 
 
 def pixels_of_view(
