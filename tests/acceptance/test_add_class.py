@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from service.client import Graft, Json
 from tests import images
+from tests.acceptance.judging import right_answers
 from tests.acceptance.running import RunningService
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
@@ -57,19 +58,6 @@ def after(graft: Graft, before: Json, grown: Json) -> Json:
     return graft.wait_for_job(job["id"])
 
 
-def right_of(graft: Graft, shared: Path, dataset: Json, reference: str) -> int:
-    """Count the right answers to the original bytes of the old val photographs."""
-    held_out = graft.images(dataset["id"], split="val")
-    right = 0
-    with zipfile.ZipFile(shared / "data" / "hymenoptera.zip") as archive:
-        for start in range(0, len(held_out), 32):
-            batch = held_out[start : start + 32]
-            answer = graft.predict(reference, *[archive.read(item["path"]) for item in batch])
-            for item, prediction in zip(batch, answer["predictions"], strict=True):
-                right += prediction["label"] == item["label"]
-    return right
-
-
 def test_new_version_keeps_classes_images_and_splits(
     graft: Graft, insects: Json, grown: Json
 ) -> None:
@@ -95,8 +83,9 @@ def test_old_classes_keep_their_accuracy_and_the_new_one_is_known(
     assert before["result"] == {"model": "seen-outside", "version": 1}
     assert after["result"] == {"model": "seen-outside", "version": 2}
     assert graft.model("seen-outside")["default"]["classes"] == ["ants", "bees", "person"]
-    old = right_of(graft, shared, insects, "seen-outside@1")
-    new = right_of(graft, shared, insects, "seen-outside")
+    archive = shared / "data" / "hymenoptera.zip"
+    old = right_answers(graft, archive, insects, "seen-outside@1")
+    new = right_answers(graft, archive, insects, "seen-outside")
     assert new >= old - TOLERANCE_IMAGES
     unseen = list(persons.values())[PERSONS : PERSONS + 64]
     answers = [

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from service.client import Graft, GraftProblem, Json
+from tests.acceptance.judging import right_answers
 from tests.acceptance.running import RunningService
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
@@ -31,15 +32,9 @@ def head_job(graft: Graft, dataset: Json) -> Json:
 
 def served_accuracy(graft: Graft, shared: Path, dataset: Json, reference: str) -> float:
     """Predict every held-out photograph's original bytes over HTTP."""
-    held_out = graft.images(dataset["id"], split="val")
-    right = 0
-    with zipfile.ZipFile(shared / "data" / "hymenoptera.zip") as archive:
-        for start in range(0, len(held_out), 32):
-            batch = held_out[start : start + 32]
-            answer = graft.predict(reference, *[archive.read(item["path"]) for item in batch])
-            for item, prediction in zip(batch, answer["predictions"], strict=True):
-                right += prediction["label"] == item["label"]
-    return right / len(held_out)
+    right = right_answers(graft, shared / "data" / "hymenoptera.zip", dataset, reference)
+    count: int = dataset["splits"]["val"]["images"]
+    return right / count
 
 
 def test_dataset_has_the_splits_of_the_archive_and_names_the_placeholder(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.databases import postgresql_server
+from tests.training_jobs import TrainingChildren, write_catalogue
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +16,17 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real PostgreSQL server; `databases.new_database` makes databases on it."""
     with postgresql_server(tmp_path_factory.mktemp("postgresql")) as uri:
         yield uri
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalogue of one small network with random weights."""
+    return write_catalogue(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[TrainingChildren]:
+    """Runs attempts in real children of a warm server, which end with the tests of a file."""
+    children = TrainingChildren()
+    yield children
+    children.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,11 @@ from tests.training_jobs import (
     TrainingJob,
     store_dataset,
     training_spec,
-    write_catalogue,
 )
 
 pytestmark = pytest.mark.slow
 
 SHORT = {"epochs": 2, "batch_size": 8}
-
-
-@pytest.fixture(scope="module")
-def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_catalogue(tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[TrainingChildren]:
-    children = TrainingChildren()
-    yield children
-    children.close()
 
 
 @pytest.fixture

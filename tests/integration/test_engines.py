@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,6 @@ from tests.training_jobs import (
 )
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[TrainingChildren]:
-    children = TrainingChildren()
-    yield children
-    children.close()
 
 
 @pytest.fixture

@@ -563,20 +563,31 @@ def test_the_work_of_a_client_that_hung_up_is_dropped(folder: Folder, process: P
     assert process.health()["images"] < images_before + 100
 
 
+def other_is_served_while_they_wait(
+    process: Process,
+    clients: ThreadPoolExecutor,
+    other: Artifact,
+    waiting: Sequence[Future[Any]],
+    slow_file: SlowFile,
+) -> None:
+    """Hold that a model answers while requests wait for a slow file, and these once it is read."""
+    until(lambda: process.health()["waiting_images"] == len(waiting), "the requests did not arrive")
+    loading = clients.submit(process.predict, other.digest, [photograph(1)])
+    try:
+        assert loading.result(DEADLINE_SECONDS / 4).status_code == 200
+        assert not any(request.done() for request in waiting)
+    finally:
+        slow_file.answer()
+    assert {request.result(DEADLINE_SECONDS).status_code for request in waiting} == {200}
+
+
 def test_a_slow_load_holds_up_no_other_however_many_wait_for_it(
     folder: Folder, process: Process
 ) -> None:
     slow, other = folder.publish(20), folder.publish(21, whole=True)
     with folder.slow_disk(slow, "model.safetensors") as slow_file, ThreadPoolExecutor(9) as clients:
         waiting = [clients.submit(process.predict, slow.digest, [photograph(1)]) for _ in range(8)]
-        until(lambda: process.health()["waiting_images"] == 8, "the requests did not arrive")
-        loading = clients.submit(process.predict, other.digest, [photograph(1)])
-        try:
-            assert loading.result(DEADLINE_SECONDS / 4).status_code == 200
-            assert not any(request.done() for request in waiting)
-        finally:
-            slow_file.answer()
-        assert {request.result(DEADLINE_SECONDS).status_code for request in waiting} == {200}
+        other_is_served_while_they_wait(process, clients, other, waiting, slow_file)
 
 
 def test_models_that_wait_for_one_backbone_hold_up_no_other(folder: Folder, tmp_path: Path) -> None:
@@ -592,14 +603,7 @@ def test_models_that_wait_for_one_backbone_hold_up_no_other(folder: Folder, tmp_
         waiting = [clients.submit(process.predict, first.digest, [photograph(1)])]
         until(slow_file.is_read, "the backbone is not being loaded")
         waiting += [clients.submit(process.predict, a.digest, [photograph(1)]) for a in rest]
-        until(lambda: process.health()["waiting_images"] == 8, "the requests did not arrive")
-        loading = clients.submit(process.predict, other.digest, [photograph(1)])
-        try:
-            assert loading.result(DEADLINE_SECONDS / 4).status_code == 200
-            assert not any(request.done() for request in waiting)
-        finally:
-            slow_file.answer()
-        assert {request.result(DEADLINE_SECONDS).status_code for request in waiting} == {200}
+        other_is_served_while_they_wait(process, clients, other, waiting, slow_file)
     process.stop()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,6 @@ from tests.training_jobs import (
 pytestmark = pytest.mark.slow
 
 ARCHITECTURES = ("squeezenet1_1", "mobilenet_v3_small", "mnasnet0_5")
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[TrainingChildren]:
-    children = TrainingChildren()
-    yield children
-    children.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +27,6 @@ pytestmark = pytest.mark.slow
 _STEPS = 6  # 12 training images, 4 per batch, 2 epochs
 # mobilenet_v3_small: BatchNorm, Dropout, convolutions and a linear layer before the head.
 _ARCHITECTURE = "mobilenet_v3_small"
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[TrainingChildren]:
-    children = TrainingChildren()
-    yield children
-    children.close()
 
 
 @pytest.fixture(scope="module")

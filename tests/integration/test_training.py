@@ -7,7 +7,7 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,6 @@ from tests.training_jobs import (
     TrainingJob,
     store_dataset,
     training_spec,
-    write_catalogue,
 )
 from tests.waiting import until
 
@@ -88,18 +87,6 @@ class Recorder:
 
     def log(self, message: str) -> None:
         self.logged.append(message)
-
-
-@pytest.fixture(scope="module")
-def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_catalogue(tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[TrainingChildren]:
-    children = TrainingChildren()
-    yield children
-    children.close()
 
 
 @pytest.fixture(scope="module")
