@@ -152,12 +152,6 @@ def read_header(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHeade
         raise _unreadable(error) from error
 
 
-def read_size(data: bytes) -> tuple[int, int, str]:
-    """Return width and height in pixels as stored, and the format; see `read_header`."""
-    header = read_header(data)
-    return header.width_px, header.height_px, header.format
-
-
 def decode_rgb(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
     """Decode an image file into upright RGB.
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from models_cache.errors import WireMalformed
 
-CONTENT_TYPE = "application/vnd.graft.frames"
 MAX_HEADER_BYTES = 1 << 20
 _MAGIC = b"GRFT"
 _VERSION = 1

@@ -1,3 +1,5 @@
+"""Array files: what of npz and HDF5 is taken, and what is refused and why."""
+
 from __future__ import annotations
 
 import struct

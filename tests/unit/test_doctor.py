@@ -1,3 +1,5 @@
+"""Findings of the data doctor, and that each is documented with its remedy."""
+
 from __future__ import annotations
 
 import json

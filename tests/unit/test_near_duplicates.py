@@ -1,3 +1,5 @@
+"""Near duplicates: copies are found, different photographs are not."""
+
 from __future__ import annotations
 
 from pathlib import Path
