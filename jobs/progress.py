@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.eta import Estimate
-from models_cache.errors import GraftError, InsufficientStorage, to_wire
+from models_cache.errors import (
+    GraftError,
+    InsufficientStorage,
+    to_wire,
+)
 
 FILE_NAME = "progress.jsonl"
 _MIN_INTERVAL_SECONDS = 0.1  # between two progress lines: a reader polls no faster

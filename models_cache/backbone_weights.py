@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models_cache.durable import sha256_of_file
-from models_cache.errors import (
+from models_cache.weights_errors import (
     WeightsHashMismatch,
     WeightsKeysMismatch,
     WeightsMalformed,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models_cache.backbone_weights import StateDict, fit_to, read_state_dict
-from models_cache.errors import BackboneUnknown
+from models_cache.weights_errors import BackboneUnknown
 
 _TORCHVISION_CLASSES = 1000  # the width of the classifier that is taken off
 _DEFAULT_INPUT_PX = 224

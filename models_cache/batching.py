@@ -17,7 +17,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from models_cache.errors import GraftError, InferenceOverloaded, InferenceUnavailable
+from models_cache.errors import (
+    GraftError,
+    InferenceOverloaded,
+    InferenceUnavailable,
+)
 
 K = TypeVar("K", bound=Hashable)
 P = TypeVar("P")

@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models_cache.catalogue_files import CatalogueEntry, read_catalogue_file
-from models_cache.errors import BackboneUnknown, CatalogueInvalid, WeightsUnknown, WeightsUnusable
 from models_cache.preprocessing import Preprocessing
+from models_cache.weights_errors import (
+    BackboneUnknown,
+    CatalogueInvalid,
+    WeightsUnknown,
+    WeightsUnusable,
+)
 
 DEFAULT = "DEFAULT"
 SNAPSHOT_FORMAT = 1

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from models_cache.errors import CatalogueInvalid
 from models_cache.preprocessing import Interpolation, Preprocessing
+from models_cache.weights_errors import CatalogueInvalid
 
 _MAX_FILE_BYTES = 4 << 20  # a catalogue is a page of text
 _MAX_SIDE_PX = 4096

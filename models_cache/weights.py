@@ -28,7 +28,7 @@ from urllib.parse import quote, urlsplit
 from models_cache import durable, faults
 from models_cache.catalogue import WeightsInfo
 from models_cache.catalogue_files import FILE_NAME
-from models_cache.errors import (
+from models_cache.weights_errors import (
     WeightsError,
     WeightsHashMismatch,
     WeightsUnavailable,

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, Literal, cast
 from models_cache import durable
 from models_cache.catalogue import Catalogue, WeightsInfo
 from models_cache.catalogue_files import FILE_NAME, SHA256, parse_strictly
-from models_cache.errors import BundleInvalid, WeightsUnavailable
 from models_cache.weights import WeightsVault
+from models_cache.weights_errors import BundleInvalid, WeightsUnavailable
 from models_cache.weights_sources import Report
 
 _INDEX = "index.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from models_cache import durable
-from models_cache.errors import CatalogueInvalid, WeightsHashMismatch
+from models_cache.weights_errors import CatalogueInvalid, WeightsHashMismatch
 
 _LOOK_AGAIN_SECONDS = 0.2
 

@@ -9,7 +9,11 @@ from typing import Any
 import httpx2
 
 from models_cache import wire
-from models_cache.errors import GraftError, InferenceUnavailable, from_wire
+from models_cache.errors import (
+    GraftError,
+    InferenceUnavailable,
+    from_wire,
+)
 
 _TIMEOUT = httpx2.Timeout(60.0, connect=2.0)  # seconds; a first load reads and checks weights
 _HEALTH_TIMEOUT = httpx2.Timeout(2.0)

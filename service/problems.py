@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from jobs import errors as jobs_errors
 from jobs.datasets import errors as dataset_errors
 from models_cache import errors as cache_errors
+from models_cache import weights_errors
 from models_cache.errors import GraftError
 from service import errors as request_errors
 
@@ -30,8 +31,8 @@ STATUS: dict[type[GraftError], int] = {
     GraftError: 500,
     cache_errors.StorageError: 500,
     cache_errors.InsufficientStorage: 507,
-    cache_errors.WeightsError: 422,
-    cache_errors.WeightsUnavailable: 503,
+    weights_errors.WeightsError: 422,
+    weights_errors.WeightsUnavailable: 503,
     cache_errors.ImageError: 422,
     cache_errors.ArtifactError: 422,
     cache_errors.InferenceError: 503,

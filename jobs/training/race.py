@@ -44,8 +44,9 @@ from jobs.training.standings import (
 from models_cache import faults
 from models_cache.artifacts import MULTILABEL
 from models_cache.durable import canonical_json, sha256_of_bytes
-from models_cache.errors import GraftError, WeightsError, to_wire
+from models_cache.errors import GraftError, to_wire
 from models_cache.preprocessing import Preprocessing
+from models_cache.weights_errors import WeightsError
 
 Report = Callable[[int, int], None]  # images done, of how many
 

@@ -11,7 +11,7 @@ from jobs.recipes import RECIPES
 from jobs.store import jobs
 from jobs.store.jobs import Job
 from models_cache.catalogue import BackboneInfo, WeightsInfo
-from models_cache.errors import BackboneUnknown
+from models_cache.weights_errors import BackboneUnknown
 from service.errors import AddressUnknown
 from service.json_body import json_body, json_request
 from service.recipe_schemas import parameters_model

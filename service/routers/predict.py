@@ -14,7 +14,12 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from jobs.store import models
 from jobs.store.models import Version
-from models_cache.errors import ArtifactError, StorageError, WeightsError, from_wire
+from models_cache.errors import (
+    ArtifactError,
+    StorageError,
+    from_wire,
+)
+from models_cache.weights_errors import WeightsError
 from service.errors import (
     BodyTooLarge,
     MediaTypeUnsupported,

@@ -9,7 +9,11 @@ import pytest
 from models_cache import faults
 from models_cache.blobs import BlobStore
 from models_cache.durable import sha256_of_bytes
-from models_cache.errors import BlobCorrupt, BlobMissing, InsufficientStorage
+from models_cache.errors import (
+    BlobCorrupt,
+    BlobMissing,
+    InsufficientStorage,
+)
 
 DATA = b"some bytes of an image"
 

@@ -17,15 +17,7 @@ import pytest
 
 from models_cache import faults
 from models_cache.catalogue import BackboneInfo, Catalogue, WeightsInfo
-from models_cache.errors import (
-    BundleInvalid,
-    CatalogueInvalid,
-    GraftError,
-    InsufficientStorage,
-    WeightsHashMismatch,
-    WeightsUnavailable,
-    WeightsUnverifiable,
-)
+from models_cache.errors import GraftError, InsufficientStorage
 from models_cache.preprocessing import Preprocessing
 from models_cache.weights import WeightsVault, obtain
 from models_cache.weights_bundle import (
@@ -33,6 +25,13 @@ from models_cache.weights_bundle import (
     import_bundle,
     list_weights,
     verify_weights,
+)
+from models_cache.weights_errors import (
+    BundleInvalid,
+    CatalogueInvalid,
+    WeightsHashMismatch,
+    WeightsUnavailable,
+    WeightsUnverifiable,
 )
 from tests.integration.weights_server import Offer, WeightsServer, weights_server
 

@@ -39,12 +39,12 @@ from models_cache.errors import (
     ArtifactMalformed,
     BlobCorrupt,
     BlobMissing,
-    WeightsKeysMismatch,
 )
 from models_cache.features import freeze
 from models_cache.novelty import fit_familiarity
 from models_cache.preprocessing import Preprocessing
 from models_cache.svg import Drawing
+from models_cache.weights_errors import WeightsKeysMismatch
 
 ARCHITECTURE = "squeezenet1_1"
 SMALL = Preprocessing(resize_px=72, crop_px=64)

@@ -18,7 +18,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from models_cache import backbones  # noqa: E402
 from models_cache.backbone_weights import fit_to, read_state_dict  # noqa: E402
-from models_cache.errors import (  # noqa: E402
+from models_cache.weights_errors import (  # noqa: E402
     BackboneUnknown,
     WeightsKeysMismatch,
     WeightsMalformed,

@@ -20,7 +20,7 @@ from models_cache.catalogue import (
     read_snapshot,
     snapshot_for,
 )
-from models_cache.errors import (
+from models_cache.weights_errors import (
     BackboneUnknown,
     CatalogueInvalid,
     WeightsUnknown,
