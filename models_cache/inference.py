@@ -32,7 +32,7 @@ import torch
 import uvicorn
 
 from models_cache import wire
-from models_cache.answers import ImageOutput, QueuedImage, labels_of, ranked
+from models_cache.answers import ImageOutput, QueuedImage, decided, ranked
 from models_cache.asgi import (
     ClientGone,
     Receive,
@@ -313,11 +313,11 @@ def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: _Wanted
         if isinstance(output, ImageError):
             bodies.append(as_json({"error": to_wire(output)}))
             continue
-        scores = ranked(output.scores, model.classes, wanted.top_k)
+        decision, confidence = decided(output.scores, model)
         body = {
-            "scores": scores,
-            **labels_of(output.scores, model),
-            "abstained": output.out_of_distribution or not scores[0]["score"] > threshold,
+            "scores": ranked(output.scores, model.classes, wanted.top_k),
+            **decision,
+            "abstained": output.out_of_distribution or not confidence > threshold,
             "ood_score": output.ood_score,
             "out_of_distribution": output.out_of_distribution,
         }
@@ -338,7 +338,7 @@ def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: _Wanted
 
 
 def _abstention(model: Model, max_error: float | None) -> dict[str, float | None] | None:
-    """Return from which score on a model keeps an error budget, and what that costs it.
+    """Return above which confidence a model keeps an error budget, and what that costs it.
 
     Without a budget None. A `threshold` of None: no threshold keeps it, as far as the held-out
     images can tell, and the model answers nothing.
