@@ -17,6 +17,7 @@ ways. The fitted head is a candidate in both.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -31,8 +32,7 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_REPOSITORY), str(_REPOSITORY / "benchmarks")]
 
 from preset_training import EMA_DECAY, Setting, Sources, run  # noqa: E402 - after the path
-
-from jobs.executors.local import TRAINING_ENVIRONMENT  # noqa: E402
+from step_overhead import run_as_trainings_do  # noqa: E402
 
 _RESULTS = "preset_tables.jsonl"
 _SEEDS = (0, 1, 2)
@@ -71,6 +71,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "label_smoothing 0.1": {"label_smoothing": 0.1},
     "trivialaugment": {"augmentation": "trivialaugment"},
     "mixup_alpha 0.2": {"mixup_alpha": 0.2},
+}
+_LATER: dict[str, dict[str, Any]] = {
     "randaugment": {"augmentation": "randaugment"},
     "cutmix_alpha 1": {"cutmix_alpha": 1.0},
     "12 epochs": {"epochs": 12},
@@ -85,15 +87,18 @@ _MOBILENET, _SQUEEZENET = "mobilenet_v2", "squeezenet1_1"
 
 def grid() -> Iterator[Training]:
     """Yield all rows, those that matter most first."""
-    yield from _rows(Setting("insects", _MOBILENET), _OPTIONS)
-    for count in (20, 50, 10):
-        yield from _rows(Setting("insects", _MOBILENET, (count, count)), _FEW)
+    all_insects = Setting("insects", _MOBILENET)
+    yield from _rows(all_insects, _OPTIONS)
+    yield from _rows(Setting("insects", _MOBILENET, (20, 20)), _FEW)
     unequal = Setting("insects", _MOBILENET, (20, 100))
     yield from _rows(unequal, _WEIGHING)
     yield from _rows(unequal, _WEIGHING, "head", tuple(range(10)))
+    yield from _rows(Setting("insects", _SQUEEZENET), {**_OPTIONS, **_LATER})
+    yield from _rows(Setting("insects", _MOBILENET, (10, 10)), _FEW)
     yield from _rows(Setting("three", _MOBILENET), _FEW)
-    yield from _rows(Setting("insects", _SQUEEZENET), _OPTIONS)
-    yield Training(Setting("insects", _MOBILENET), "scratch", {}, "scratch", (0,))
+    yield from _rows(Setting("insects", _MOBILENET, (50, 50)), _FEW)
+    yield from _rows(all_insects, _LATER)
+    yield Training(all_insects, "scratch", {}, "scratch", (0,))
 
 
 def _rows(
@@ -110,10 +115,7 @@ def _rows(
 def main() -> None:
     """Train what is missing, then print the tables."""
     options = _parse_options()
-    if any(os.environ.get(name) != value for name, value in TRAINING_ENVIRONMENT.items()):
-        # C libraries read it when they are loaded
-        environment = {**os.environ, **TRAINING_ENVIRONMENT}
-        os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606 - ourselves
+    run_as_trainings_do()
     options.work.mkdir(parents=True, exist_ok=True)
     sources = Sources(
         options.archive, options.persons, options.weights, options.work, options.threads
@@ -126,7 +128,7 @@ def main() -> None:
             left -= 1
         record = run(
             training.setting, training.recipe, training.parameters, seed, sources,
-            averages=training.recipe == "finetune" and not training.parameters,
+            averages=training.label == _DEFAULTS and training.setting.per_class is None,
         )  # fmt: skip
         key = {"setting": training.setting.name, "label": training.label, "seed": seed}
         with path.open("a") as file:
@@ -150,12 +152,17 @@ def _missing(path: Path, only: str) -> Iterator[tuple[Training, int]]:
     """Yield what has no result yet, the first seed of a setting's rows before the second."""
     done = {(r["setting"], r["label"], r["seed"]) for r in _read(path)}
     rows = [row for row in grid() if re.search(only, row.setting.name)]
-    for alike in dict.fromkeys((row.setting, row.recipe) for row in rows):
-        own = [row for row in rows if (row.setting, row.recipe) == alike]
+    for own in _groups(rows):
         for seed in sorted({seed for row in own for seed in row.seeds}):
             for row in own:
                 if seed in row.seeds and (row.setting.name, row.label, seed) not in done:
                     yield row, seed
+
+
+def _groups(rows: list[Training]) -> Iterator[list[Training]]:
+    """Yield rows that follow one another in the grid with the same setting and recipe."""
+    for _, group in itertools.groupby(rows, key=lambda row: (row.setting, row.recipe)):
+        yield list(group)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
