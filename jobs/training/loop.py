@@ -32,7 +32,7 @@ from jobs.training.optimizer import prepare_modules, set_learning_rates
 from jobs.training.prefetch import made_ahead
 from jobs.training.schedule import EpochPlan, Schedule
 from jobs.training.state import TrainingState
-from jobs.training.step import Batch, Learner, train_step, within_memory
+from jobs.training.step import Batch, Learner, compute_gradients, update_weights, within_memory
 from models_cache import faults
 from models_cache.features import normalised
 from models_cache.preprocessing import Preprocessing
@@ -282,11 +282,12 @@ def _train_step(state: TrainingState, training: _Training, batch: Batch) -> None
     """Make one optimizer step, with fewer images at once if they do not fit into memory."""
     set_learning_rates(state.optimizer, training.schedule.factor(state.step))
 
-    def attempt() -> None:
+    def attempt() -> float:
         torch.manual_seed(training.schedule.torch_seed(state.step))  # dropout, stochastic depth
-        train_step(state, batch, training.learner)
+        return compute_gradients(state, batch, training.learner)
 
-    within_memory(state, len(batch), training.around.report.warning, attempt)
+    loss = within_memory(state, len(batch), training.around.report.warning, attempt)
+    update_weights(state, len(batch), loss)
 
 
 def _compare(state: TrainingState, training: _Training) -> None:
