@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.memory import gpu_memory
+from jobs.gpus import gpu_memory, visible_gpus
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import train
 from jobs.training.augment import random_resized_crop
@@ -57,7 +57,7 @@ def run(job: TrainingJob) -> Artifact:
 
 def test_driver_tells_the_memory_that_torch_sees(cuda: torch.device) -> None:
     free_bytes, total_bytes = torch.cuda.mem_get_info(cuda)
-    memory = gpu_memory(0)
+    memory = gpu_memory(visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))[0])
     assert memory is not None
     assert memory.total_bytes == pytest.approx(total_bytes, rel=0.05)
     assert memory.available_bytes == pytest.approx(free_bytes, rel=0.05)
