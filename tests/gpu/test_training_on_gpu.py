@@ -13,7 +13,7 @@ import torch
 from jobs.gpus import gpu_memory, visible_gpus
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import train
-from jobs.training.augment import random_resized_crop
+from jobs.training.batched_crops import resized
 from jobs.training.interruption import Interruption
 from jobs.training.spec import TrainSpec
 from models_cache.artifacts import Artifact, read_artifact
@@ -98,12 +98,9 @@ def test_every_option_works_on_the_gpu(
 
 
 def test_crops_of_the_gpu_are_those_of_the_cpu(cuda: torch.device) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-    draw = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
-    found = [
-        random_resized_crop(pixels, draw, 64, 0.5, device).cpu().int()
-        for device in (torch.device("cpu"), cuda)
-    ]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
+    cuts, flips = [pixels[0], pixels[1, :40, 7:99], pixels[2, 1:]], [False, True, True]
+    found = [resized(cuts, flips, 64, device).cpu().int() for device in (torch.device("cpu"), cuda)]
     assert (found[0] - found[1]).abs().max() <= 1
 
 

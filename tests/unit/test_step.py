@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -337,8 +339,27 @@ def test_batches_are_made_in_order_one_ahead_and_errors_arrive() -> None:
         return number * number
 
     batches = made_ahead(make, range(6))
-    assert next(batches) == 0
-    assert [next(batches) for _ in range(3)] == [1, 4, 9]
+    assert next(batches).take() == 0
+    assert [next(batches).take() for _ in range(3)] == [1, 4, 9]
     with pytest.raises(ValueError, match="broken"):
-        next(batches)
+        next(batches).take()
     assert made[:4] == [0, 1, 2, 3]
+
+
+def test_a_batch_that_found_no_memory_is_made_again_beside_nothing() -> None:
+    threads: list[bool] = []
+
+    def make(number: int) -> int:
+        threads.append(threading.current_thread() is threading.main_thread())
+        if len(threads) < 3:
+            raise MemoryError
+        return number
+
+    with closing(made_ahead(make, range(7, 8))) as batches:
+        state, ahead = state_of(), next(batches)
+        warnings: list[str] = []
+        made = within_memory(state, 8, lambda code, _text: warnings.append(code), ahead.take)
+    assert made == 7
+    assert threads == [False, True, True]
+    assert warnings == ["batch-halved"] * 2
+    assert state.most_images == 2
