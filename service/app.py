@@ -20,6 +20,7 @@ from models_cache.catalogue import Catalogue
 from models_cache.weights import WeightsVault
 from service import problems
 from service.inference_client import InferenceClient
+from service.metrics import ServiceMetrics
 from service.middleware import BrowserGuard
 from service.routers import backbones, datasets, jobs, models, ops, predict
 from service.services import Crowd, Services
@@ -88,6 +89,7 @@ def build_services(settings: Settings) -> Services:
         ),
         inference=InferenceClient(settings.resolved_inference_url),
         predicting=Crowd(_MOST_PREDICTIONS),
+        metrics=ServiceMetrics(),
     )
 
 

@@ -17,6 +17,7 @@ from models_cache.errors import InferenceOverloaded
 from models_cache.weights import WeightsVault
 from service.errors import ValidationFailed
 from service.inference_client import InferenceClient
+from service.metrics import ServiceMetrics
 from service.settings import Settings
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -53,6 +54,7 @@ class Services:
     vault: WeightsVault
     inference: InferenceClient
     predicting: Crowd
+    metrics: ServiceMetrics
 
 
 def _services(request: Request) -> Services:

@@ -110,10 +110,12 @@ async def _forward(
     wanted: tuple[int | None, float | None],
 ) -> dict[str, Any]:
     try:
-        return await services.inference.predict(version.artifact_digest, images, *wanted)
+        answer = await services.inference.predict(version.artifact_digest, images, *wanted)
     except (ArtifactError, StorageError, WeightsError) as error:
         # Broken on disk: nothing the caller can mend by asking differently.
         raise ModelUnavailable(version.name, version.version, str(error)) from error
+    services.metrics.saw_images(version.name, len(images))
+    return answer
 
 
 def _resolve(services: Services, reference: str) -> Version:
