@@ -8,6 +8,7 @@ bytes, no names and no users. Calls:
                     "features" each answer holds what the backbone makes of the image
     POST /load      {"artifact"}: have it in memory before the first prediction
     GET  /healthz   what is loaded and how busy it is
+    GET  /metrics   the same and more, counted since the start, in Prometheus' text format
 
 Images of one request are decoded in threads and queued as they become ready; an image that cannot
 be decoded fails alone. Anything else that fails is the model's or the machine's fault and fails
@@ -30,6 +31,7 @@ from typing import Any, TypeVar
 
 import torch
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from models_cache import wire
 from models_cache.answers import ImageOutput, QueuedImage, decided, ranked
@@ -59,6 +61,7 @@ from models_cache.errors import (
 from models_cache.loaded import Pinned, SharedLoads
 from models_cache.predictor import Predictor
 from models_cache.served_models import BackboneKey, Model
+from models_cache.serving_metrics import ServingMetrics
 
 _MAX_JSON_BYTES = 4096  # of a /load body
 _LOADERS = 4  # threads that read weights; a slow load must not hold up another model's
@@ -134,8 +137,11 @@ class InferenceApp:
     def __init__(self, predictor: Predictor, config: InferenceConfig) -> None:
         self._predictor = predictor
         self._config = config
+        self._metrics = ServingMetrics(predictor.occupancy, self._images_by_place)
         self._batcher: Batcher[BackboneKey, QueuedImage, ImageOutput] = Batcher(
-            predictor.forward, config.max_batch_images, config.max_accepted_images
+            self._metrics.timed(predictor.forward),
+            config.max_batch_images,
+            config.max_accepted_images,
         )
         self._decoders = ThreadPoolExecutor(config.threads, "decode")
         # Not the decoders': what is computed already shall not queue behind what is not
@@ -149,6 +155,8 @@ class InferenceApp:
         """Serve one ASGI connection: a request, or the process's lifespan."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
+        elif scope["type"] == "http" and scope["path"] == "/metrics":
+            await respond(send, 200, self._metrics.page(), CONTENT_TYPE_LATEST.encode())
         elif scope["type"] == "http":
             try:
                 status, body = 200, await self._answer(scope, receive)
@@ -192,6 +200,10 @@ class InferenceApp:
             "waiting_images": self._waiting.images,
         }
 
+    def _images_by_place(self) -> dict[str, int]:
+        """Return how many images are accepted and not yet answered, by what they wait for."""
+        return {"accepted": self._batcher.accepted_images, "loading": self._waiting.images}
+
     async def _load(self, body: memoryview) -> bytes:
         try:
             digest = _digest_of(json.loads(bytes(body)))
@@ -222,11 +234,14 @@ class InferenceApp:
                 self._decoders, self._predictor.preprocess, model, image
             )
         except ImageError as error:
+            self._metrics.saw_refusal(model.backbone_key)
             return _Prediction(error, time.monotonic() - started)
         decode_seconds = time.monotonic() - started
+        self._metrics.saw_decode(model.backbone_key, decode_seconds)
         answer = await asyncio.wrap_future(
             self._batcher.submit(model.backbone_key, QueuedImage(model, pixels))
         )
+        self._metrics.saw_queue(model.backbone_key, answer.queue_seconds)
         return _Prediction(
             answer.value,
             decode_seconds,

@@ -22,6 +22,7 @@ from models_cache.weights import WeightsVault
 from service import problems
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
+from service.metrics import ServiceMetrics
 from service.middleware import BrowserGuard
 from service.routers import backbones, datasets, features, feedback, jobs, models, ops, predict
 from service.services import Crowd, Services
@@ -101,6 +102,7 @@ def build_services(settings: Settings) -> Services:
             blobs, NeighbourStore(settings.data_dir / "cache" / "neighbours"), inference
         ),
         shadows=Shadows(database, inference, settings.shadow_fraction),
+        metrics=ServiceMetrics(),
     )
 
 

@@ -18,6 +18,7 @@ from models_cache.weights import WeightsVault
 from service.errors import ValidationFailed
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
+from service.metrics import ServiceMetrics
 from service.settings import Settings
 from service.shadowing import Shadows
 
@@ -57,6 +58,7 @@ class Services:
     predicting: Crowd
     indexer: Indexer
     shadows: Shadows
+    metrics: ServiceMetrics
 
 
 def _services(request: Request) -> Services:
