@@ -21,12 +21,22 @@ from models_cache.weights import WeightsVault
 from service import problems
 from service.inference_client import InferenceClient
 from service.middleware import BrowserGuard
-from service.routers import backbones, datasets, jobs, models, ops, predict
+from service.routers import (
+    backbones,
+    datasets,
+    jobs,
+    models,
+    openai_files,
+    openai_jobs,
+    openai_uploads,
+    ops,
+    predict,
+)
 from service.services import Crowd, Services
 from service.settings import Settings
+from service.uploads import LEFTOVER_SECONDS
 from service.version import VERSION
 
-_LEFTOVER_SECONDS = 3600.0
 _SWEEP_SECONDS = 600.0
 _MOST_PREDICTIONS = 256  # requests at once, each with its images in memory
 
@@ -62,6 +72,9 @@ def create_app(settings: Settings) -> FastAPI:
         jobs.router,
         models.router,
         predict.router,
+        openai_files.router,
+        openai_uploads.router,
+        openai_jobs.router,
         ops.router,
     ):
         app.include_router(router)
@@ -101,7 +114,7 @@ async def _sweep_leftovers(uploads: Path) -> None:
 def _remove_leftovers(uploads: Path) -> None:
     for path in uploads.glob("*"):
         with suppress(FileNotFoundError):  # another api was faster
-            if time.time() - path.stat().st_mtime < _LEFTOVER_SECONDS:
+            if time.time() - path.stat().st_mtime < LEFTOVER_SECONDS:
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
