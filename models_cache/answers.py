@@ -35,11 +35,13 @@ class ImageOutput:
         ood_score: Fraction of the known images that are less unusual; None if the model cannot
             tell.
         out_of_distribution: Whether that is too many for an image like the known ones.
+        features: What the backbone makes of it, float32 `[D]` on the CPU.
     """
 
     scores: Tensor
     ood_score: float | None
     out_of_distribution: bool
+    features: Tensor
 
 
 def answers_of(images: Sequence[QueuedImage]) -> list[ImageOutput | GraftError]:
@@ -71,7 +73,7 @@ def _outputs_of_head(head: LoadedHead, features: Tensor) -> Iterator[ImageOutput
         ood_scores, strange = (found.tolist() for found in head.familiarity.judge(features))
     for row, is_finite in enumerate(finite):
         if is_finite:
-            yield ImageOutput(scores[row], ood_scores[row], strange[row])
+            yield ImageOutput(scores[row], ood_scores[row], strange[row], features[row])
         else:
             yield ModelUnhealthy(head.artifact.digest)
 

@@ -4,7 +4,8 @@ A plain ASGI application without a web framework. Only the api talks to it, so i
 bytes, no names and no users. Calls:
 
     POST /predict   frames (`models_cache.wire`): {"artifact", "top_k", "max_error"} and encoded
-                    images; "max_error" is the error budget, null if there is none
+                    images; "max_error" is the error budget, null if there is none; with
+                    "features" each answer holds what the backbone makes of the image
     POST /load      {"artifact"}: have it in memory before the first prediction
     GET  /healthz   what is loaded and how busy it is
 
@@ -115,10 +116,11 @@ class _Prediction:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a request asks for: how many scores, and how often an answer may be wrong."""
+    """What a request asks for: see `_wanted_of`."""
 
     top_k: int | None
     max_error: float | None
+    features: bool
 
 
 class InferenceApp:
@@ -201,7 +203,7 @@ class InferenceApp:
 
     async def _predict(self, body: memoryview) -> bytes:
         header, images = wire.decode(body, self._config.max_accepted_images)
-        digest, wanted = _digest_of(header), _Wanted(_top_k_of(header), _max_error_of(header))
+        digest, wanted = _digest_of(header), _wanted_of(header)
         with await self._pinned(digest, len(images)) as model, self._batcher.reserve(len(images)):
             outcomes = await asyncio.gather(
                 *(self._predict_image(model, image) for image in images),
@@ -319,6 +321,8 @@ def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: _Wanted
             "ood_score": output.ood_score,
             "out_of_distribution": output.out_of_distribution,
         }
+        if wanted.features:
+            body["features"] = output.features.tolist()
         bodies.append(as_json(body))
     timing = {
         "decode_ms": _ms(max((p.decode_seconds for p in predictions), default=0)),
@@ -356,6 +360,13 @@ def _digest_of(message: object) -> str:
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise WireMalformed(f"'artifact' is {str(digest)[:80]!r}, not a sha256 of 64 hex digits")
     return digest
+
+
+def _wanted_of(header: dict[str, Any]) -> _Wanted:
+    features = header.get("features", False)
+    if type(features) is not bool:
+        raise WireMalformed(f"'features' is {str(features)[:80]!r}, not true or false")
+    return _Wanted(_top_k_of(header), _max_error_of(header), features)
 
 
 def _top_k_of(header: dict[str, Any]) -> int | None:

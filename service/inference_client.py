@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx2
@@ -17,6 +18,21 @@ from models_cache.errors import (
 
 _TIMEOUT = httpx2.Timeout(60.0, connect=2.0)  # seconds; a first load reads and checks weights
 _HEALTH_TIMEOUT = httpx2.Timeout(2.0)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to say of images.
+
+    Args:
+        top_k: How many scores; None for all.
+        max_error: Error budget, between 0 and 1, if there is one.
+        features: Whether to return what the backbone makes of them, too.
+    """
+
+    top_k: int | None = None
+    max_error: float | None = None
+    features: bool = False
 
 
 class InferenceClient:
@@ -39,26 +55,20 @@ class InferenceClient:
         )
 
     async def predict(
-        self,
-        artifact_digest: str,
-        images: Sequence[bytes],
-        top_k: int | None,
-        max_error: float | None = None,
+        self, artifact_digest: str, images: Sequence[bytes], wanted: Wanted
     ) -> dict[str, Any]:
         """Return `{"predictions", "abstention", "timing"}`; an image may have an `error` instead.
 
         Args:
             artifact_digest: The model.
             images: Encoded.
-            top_k: How many scores; None for all.
-            max_error: Error budget, between 0 and 1, if there is one.
+            wanted: What to say of them.
 
         Raises:
             InferenceUnavailable: The process cannot be reached.
             GraftError: What the process said went wrong.
         """
-        header = {"artifact": artifact_digest, "top_k": top_k, "max_error": max_error}
-        body = wire.encode(header, images)
+        body = wire.encode({"artifact": artifact_digest, **asdict(wanted)}, images)
         return await self._post("/predict", body)
 
     async def load(self, artifact_digest: str) -> None:

@@ -1,0 +1,52 @@
+"""What every call that runs a model does: which version is meant, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import Path
+
+from jobs.store import models
+from jobs.store.models import Version
+from models_cache.errors import ArtifactError, StorageError
+from models_cache.weights_errors import WeightsError
+from service.errors import ModelUnavailable
+from service.inference_client import Wanted
+from service.services import Services
+
+_REFERENCE = r"^[a-z0-9][a-z0-9._-]{0,62}(@([a-z][a-z0-9._-]{0,62}|[1-9]\d{0,8}))?$"
+ReferencePath = Annotated[
+    str, Path(pattern=_REFERENCE, description="`name`, `name@alias` or `name@version`.")
+]
+
+
+def resolve(services: Services, reference: str) -> Version:
+    """Return the version that a reference means now.
+
+    Raises:
+        ModelNotFound, VersionNotFound: It means none.
+    """
+    name, _, alias = reference.partition("@")
+    with services.database.read() as connection:
+        return models.resolve(connection, name, alias or None)
+
+
+async def forward(
+    services: Services, version: Version, images: Sequence[bytes], wanted: Wanted
+) -> dict[str, Any]:
+    """Return what the inference process says of encoded images.
+
+    Raises:
+        ModelUnavailable: The version is broken on disk: nothing the caller can mend.
+        InferenceError: The inference process cannot answer.
+    """
+    try:
+        return await services.inference.predict(version.artifact_digest, images, wanted)
+    except (ArtifactError, StorageError, WeightsError) as error:
+        raise ModelUnavailable(version.name, version.version, str(error)) from error
+
+
+def model_body(version: Version) -> dict[str, Any]:
+    """Return which version an answer is wholly from."""
+    return {"name": version.name, "version": version.version, "digest": version.artifact_digest}
