@@ -14,17 +14,18 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import pytest
+
+from service.client import Json
 
 _PROGRAMS = Path(__file__).parent / "clients"
 _INSTALL_SECONDS = 300
 _RUN_SECONDS = 240
 
 
-def run_client(program: str, requirement: str, *arguments: str) -> Any:  # noqa: ANN401 - JSON
+def run_client(program: str, requirement: str, *arguments: str) -> Json:
     """Run `clients/<program>.py` in the environment of a requirement; return what it printed."""
     python = _python_of(requirement)
     outside = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
@@ -36,7 +37,8 @@ def run_client(program: str, requirement: str, *arguments: str) -> Any:  # noqa:
         timeout=_RUN_SECONDS,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    said: Json = json.loads(done.stdout)
+    return said
 
 
 def _python_of(requirement: str) -> Path:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from service.client import Graft
+from service.client import Graft, Json
 from tests.acceptance.client_environments import run_client
 from tests.acceptance.running import RunningService
 
@@ -18,18 +17,18 @@ CLIENT = "openai==3.54.0"
 
 
 @pytest.fixture(scope="module")
-def said(service: RunningService, shared: Path) -> Any:  # noqa: ANN401 - JSON
+def said(service: RunningService, shared: Path) -> Json:
     return run_client("openai_job", CLIENT, service.url, str(shared / "data" / "hymenoptera.zip"))
 
 
 @pytest.fixture(scope="module")
-def edges(service: RunningService, shared: Path, said: Any) -> Any:  # noqa: ANN401 - JSON
+def edges(service: RunningService, shared: Path, said: Json) -> Json:
     assert said["file"], "the other program ran first: its lists hold nothing of this one"
     archive = shared / "data" / "hymenoptera.zip"
     return run_client("openai_edges", CLIENT, service.url, str(archive))
 
 
-def test_an_uploaded_file_is_a_data_set(said: Any, graft: Graft, shared: Path) -> None:
+def test_an_uploaded_file_is_a_data_set(said: Json, graft: Graft, shared: Path) -> None:
     archive = shared / "data" / "hymenoptera.zip"
     assert said["file"]["object"] == "file"
     assert said["file"]["status"] == "uploaded"
@@ -40,13 +39,13 @@ def test_an_uploaded_file_is_a_data_set(said: Any, graft: Graft, shared: Path) -
     assert graft.dataset(said["file"]["id"])["classes"] == ["ants", "bees"]
 
 
-def test_a_job_on_a_file_that_is_still_checked_waits_for_it(said: Any) -> None:
+def test_a_job_on_a_file_that_is_still_checked_waits_for_it(said: Json) -> None:
     assert said["created"]["status"] == "validating_files"
     assert said["created"]["fine_tuned_model"] is None
     assert said["created"]["hyperparameters"]["n_epochs"] == "auto"
 
 
-def test_a_job_can_be_followed_to_its_end(said: Any) -> None:
+def test_a_job_can_be_followed_to_its_end(said: Json) -> None:
     assert said["ended"]["status"] == "succeeded"
     assert said["ended"]["finished_at"] >= said["ended"]["created_at"]
     assert said["ended"]["seed"] == 3
@@ -56,12 +55,12 @@ def test_a_job_can_be_followed_to_its_end(said: Any) -> None:
     assert any(message.startswith("Phase ") for message in said["messages"])
 
 
-def test_the_log_in_pages_is_the_log_at_once(said: Any) -> None:
+def test_the_log_in_pages_is_the_log_at_once(said: Json) -> None:
     assert said["events_in_pages"] == said["events_at_once"]
     assert len(said["events_at_once"]) == len(said["messages"]) > 3
 
 
-def test_a_running_job_is_cancelled(said: Any, graft: Graft) -> None:
+def test_a_running_job_is_cancelled(said: Json, graft: Graft) -> None:
     assert said["cancelled"]["status"] == "cancelled"
     assert said["cancelled"]["recipe"] == "finetune"
     assert said["cancelled"]["hyperparameters"]["n_epochs"] == 500
@@ -69,7 +68,7 @@ def test_a_running_job_is_cancelled(said: Any, graft: Graft) -> None:
     assert "never" not in said["models"]
 
 
-def test_the_model_is_listed_and_predicts(said: Any, graft: Graft, shared: Path) -> None:
+def test_the_model_is_listed_and_predicts(said: Json, graft: Graft, shared: Path) -> None:
     assert said["ended"]["fine_tuned_model"] == said["model"]["id"] == "openai-insects"
     assert said["models"] == ["openai-insects"]
     (checkpoint,) = said["checkpoints"]
@@ -83,7 +82,7 @@ def test_the_model_is_listed_and_predicts(said: Any, graft: Graft, shared: Path)
         assert prediction["label"] == "bees"
 
 
-def test_an_archive_in_parts_is_the_same_data_set(said: Any, edges: Any) -> None:
+def test_an_archive_in_parts_is_the_same_data_set(said: Json, edges: Json) -> None:
     assert edges["upload"]["status"] == "completed"
     assert edges["upload"]["parts"] == {}
     assert edges["file"]["filename"] == "in-parts.zip"
@@ -94,7 +93,7 @@ def test_an_archive_in_parts_is_the_same_data_set(said: Any, edges: Any) -> None
     assert edges["deleted"] == {"id": edges["file"]["id"], "object": "file", "deleted": True}
 
 
-def test_a_waiting_job_is_paused_and_resumed(edges: Any) -> None:
+def test_a_waiting_job_is_paused_and_resumed(edges: Json) -> None:
     assert edges["paused"]["status"] == "paused"
     assert edges["resumed"]["status"] in ("validating_files", "queued", "running")
     assert edges["resumed"]["hyperparameters"]["n_epochs"] == 1
@@ -117,7 +116,7 @@ def test_a_waiting_job_is_paused_and_resumed(edges: Any) -> None:
     ],
 )
 def test_an_error_is_told_as_the_client_reads_it(
-    edges: Any, what: str, kind: str, code: str, param: str | None
+    edges: Json, what: str, kind: str, code: str, param: str | None
 ) -> None:
     error = edges["refused"][what]
     assert (error["kind"], error["code"], error["param"]) == (kind, code, param)

@@ -58,7 +58,7 @@ def follow(client: openai.OpenAI, job_id: str) -> list[str]:
     raise TimeoutError(job_id)
 
 
-def cancel_another(client: openai.OpenAI, file_id: str) -> Any:
+def cancel_another(client: openai.OpenAI, file_id: str) -> openai.types.fine_tuning.FineTuningJob:
     """Start a job that takes minutes, and stop it while it runs."""
     job = client.fine_tuning.jobs.create(
         training_file=file_id,
