@@ -5,7 +5,9 @@ bytes, no names and no users. Calls:
 
     POST /predict   frames (`models_cache.wire`): {"artifact", "top_k", "max_error"} and encoded
                     images; "max_error" is the error budget, null if there is none; with
-                    "features" each answer holds what the backbone makes of the image
+                    "features" each answer holds what the backbone makes of the image, with
+                    "logits" what its scores are made of; with "preprocessed" the images are
+                    tensors as the network takes them
     POST /load      {"artifact"}: have it in memory before the first prediction
     GET  /healthz   what is loaded and how busy it is
     GET  /metrics   the same and more, counted since the start, in Prometheus' text format
@@ -20,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -62,6 +63,7 @@ from models_cache.loaded import Pinned, SharedLoads
 from models_cache.predictor import Predictor
 from models_cache.served_models import BackboneKey, Model
 from models_cache.serving_metrics import ServingMetrics
+from models_cache.wanted import Wanted, digest_of, wanted_of
 
 _MAX_JSON_BYTES = 4096  # of a /load body
 _LOADERS = 4  # threads that read weights; a slow load must not hold up another model's
@@ -115,15 +117,6 @@ class _Prediction:
     queue_seconds: float = 0.0
     forward_seconds: float = 0.0
     batch_images: int = 0
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What a request asks for: see `_wanted_of`."""
-
-    top_k: int | None
-    max_error: float | None
-    features: bool
 
 
 class InferenceApp:
@@ -206,7 +199,7 @@ class InferenceApp:
 
     async def _load(self, body: memoryview) -> bytes:
         try:
-            digest = _digest_of(json.loads(bytes(body)))
+            digest = digest_of(json.loads(bytes(body)))
         except (ValueError, RecursionError) as error:
             raise WireMalformed(f"the body is no JSON: {error}") from error
         started = time.monotonic()
@@ -215,10 +208,10 @@ class InferenceApp:
 
     async def _predict(self, body: memoryview) -> bytes:
         header, images = wire.decode(body, self._config.max_accepted_images)
-        digest, wanted = _digest_of(header), _wanted_of(header)
+        digest, wanted = digest_of(header), wanted_of(header)
         with await self._pinned(digest, len(images)) as model, self._batcher.reserve(len(images)):
             outcomes = await asyncio.gather(
-                *(self._predict_image(model, image) for image in images),
+                *(self._predict_image(model, image, wanted.preprocessed) for image in images),
                 return_exceptions=True,  # the others end first: nothing of this request is left
             )
             predictions = _all_or_raise(outcomes)
@@ -226,12 +219,14 @@ class InferenceApp:
                 self._encoders, _answer_of, model, predictions, wanted
             )
 
-    async def _predict_image(self, model: Model, image: memoryview) -> _Prediction:
+    async def _predict_image(
+        self, model: Model, image: memoryview, preprocessed: bool
+    ) -> _Prediction:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
             pixels = await loop.run_in_executor(
-                self._decoders, self._predictor.preprocess, model, image
+                self._decoders, self._predictor.preprocess, model, image, preprocessed
             )
         except ImageError as error:
             self._metrics.saw_refusal(model.backbone_key)
@@ -316,7 +311,7 @@ def _all_or_raise(outcomes: Sequence[_Prediction | BaseException]) -> list[_Pred
     return predictions
 
 
-def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: _Wanted) -> bytes:
+def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: Wanted) -> bytes:
     """Return the answer to a prediction as JSON; each image by itself, see `as_json`."""
     abstention = _abstention(model, wanted.max_error)
     threshold = -math.inf
@@ -338,6 +333,8 @@ def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: _Wanted
         }
         if wanted.features:
             body["features"] = output.features.tolist()
+        if wanted.logits:
+            body["logits"] = output.logits.tolist()
         bodies.append(as_json(body))
     timing = {
         "decode_ms": _ms(max((p.decode_seconds for p in predictions), default=0)),
@@ -368,34 +365,6 @@ def _abstention(model: Model, max_error: float | None) -> dict[str, float | None
         "coverage": 0.0 if level is None else level.coverage,
         "error_bound": None if level is None else level.error_bound,
     }
-
-
-def _digest_of(message: object) -> str:
-    digest = message.get("artifact") if isinstance(message, dict) else None
-    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise WireMalformed(f"'artifact' is {str(digest)[:80]!r}, not a sha256 of 64 hex digits")
-    return digest
-
-
-def _wanted_of(header: dict[str, Any]) -> _Wanted:
-    features = header.get("features", False)
-    if type(features) is not bool:
-        raise WireMalformed(f"'features' is {str(features)[:80]!r}, not true or false")
-    return _Wanted(_top_k_of(header), _max_error_of(header), features)
-
-
-def _top_k_of(header: dict[str, Any]) -> int | None:
-    top_k = header.get("top_k")
-    if top_k is None or (type(top_k) is int and top_k >= 1):
-        return top_k
-    raise WireMalformed(f"'top_k' is {str(top_k)[:80]!r}, not a number from 1 on")
-
-
-def _max_error_of(header: dict[str, Any]) -> float | None:
-    max_error = header.get("max_error")
-    if max_error is None or (type(max_error) is float and 0 < max_error < 1):
-        return max_error
-    raise WireMalformed(f"'max_error' is {str(max_error)[:80]!r}, not a number between 0 and 1")
 
 
 def _status_of(error: type[GraftError]) -> int:

@@ -24,13 +24,25 @@ from service.indexing import Indexer
 from service.inference_client import InferenceClient
 from service.metrics import ServiceMetrics
 from service.middleware import BrowserGuard
-from service.routers import backbones, datasets, features, feedback, jobs, models, ops, predict
+from service.routers import (
+    backbones,
+    datasets,
+    features,
+    feedback,
+    jobs,
+    models,
+    openai_files,
+    openai_jobs,
+    openai_uploads,
+    ops,
+    predict,
+)
 from service.services import Crowd, Services
 from service.settings import Settings
 from service.shadowing import Shadows
+from service.uploads import LEFTOVER_SECONDS
 from service.version import VERSION
 
-_LEFTOVER_SECONDS = 3600.0
 _SWEEP_SECONDS = 600.0
 _MOST_PREDICTIONS = 256  # requests at once, each with its images in memory
 
@@ -70,6 +82,9 @@ def create_app(settings: Settings) -> FastAPI:
         predict.router,
         features.router,
         feedback.router,
+        openai_files.router,
+        openai_uploads.router,
+        openai_jobs.router,
         ops.router,
     ):
         app.include_router(router)
@@ -116,7 +131,7 @@ async def _sweep_leftovers(uploads: Path) -> None:
 def _remove_leftovers(uploads: Path) -> None:
     for path in uploads.glob("*"):
         with suppress(FileNotFoundError):  # another api was faster
-            if time.time() - path.stat().st_mtime < _LEFTOVER_SECONDS:
+            if time.time() - path.stat().st_mtime < LEFTOVER_SECONDS:
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

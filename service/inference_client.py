@@ -22,17 +22,21 @@ _HEALTH_TIMEOUT = httpx2.Timeout(2.0)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to say of images.
+    """What images are, and what to say of them.
 
     Args:
         top_k: How many scores; None for all.
         max_error: Error budget, between 0 and 1, if there is one.
         features: Whether to return what the backbone makes of them, too.
+        logits: Whether to return what their scores are made of, in the order of the classes.
+        preprocessed: Whether they are tensors as the network takes them, not encoded.
     """
 
     top_k: int | None = None
     max_error: float | None = None
     features: bool = False
+    logits: bool = False
+    preprocessed: bool = False
 
 
 class InferenceClient:
@@ -61,7 +65,7 @@ class InferenceClient:
 
         Args:
             artifact_digest: The model.
-            images: Encoded.
+            images: Encoded, or float32 `[3, crop, crop]` each.
             wanted: What to say of them.
 
         Raises:

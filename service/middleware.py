@@ -12,7 +12,7 @@ from typing import Any
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
 
-from service.problems import problem_answer
+from service.problems import error_answer
 
 log = logging.getLogger("graft.access")
 
@@ -98,7 +98,7 @@ class BrowserGuard:
         if reason is None:
             await self._app(scope, receive, send)
             return
-        answer = problem_answer(Request(scope), 403, "forbidden-origin", reason, [])
+        answer = error_answer(Request(scope), 403, "forbidden-origin", reason, [])
         await answer(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> str | None:

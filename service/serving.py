@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import Path
@@ -35,7 +35,7 @@ def resolve(services: Services, reference: str) -> Version:
 async def forward(
     services: Services, version: Version, images: Sequence[bytes], wanted: Wanted
 ) -> dict[str, Any]:
-    """Return what the inference process says of encoded images.
+    """Return what the inference process says of images.
 
     Raises:
         ModelUnavailable: The version is broken on disk: nothing the caller can mend.
@@ -47,6 +47,15 @@ async def forward(
         raise ModelUnavailable(version.name, version.version, str(error)) from error
     services.metrics.saw_images(version.name, len(images))
     return answer
+
+
+def server_timing(timing: Mapping[str, Any]) -> str:
+    """Return the header `Server-Timing` of an answer's times."""
+    return ", ".join(
+        f"{name.removesuffix('_ms')};dur={value}"
+        for name, value in timing.items()
+        if name.endswith("_ms")
+    )
 
 
 def model_body(version: Version) -> dict[str, Any]:
