@@ -91,9 +91,8 @@ async def create_dataset(
 ) -> DatasetBody:
     """Upload labelled images (zip, tar, npz, HDF5): the raw bytes, or multipart field `file`."""
     name = checked_name(name, "/name")
-    return await _accept(
-        request, response, services, Target(name, unlabelled=labels == "none"), idempotency_key
-    )
+    target = Target(name, unlabelled=labels == "none")
+    return await _accept(request, response, services, target, idempotency_key)
 
 
 @router.post("/{dataset_id}/versions", status_code=202, openapi_extra=_ARCHIVE_BODY)

@@ -1,4 +1,4 @@
-"""Batch prediction over HTTP: labelled and unlabelled archives, kills, and the same answers as calls."""
+"""Batch prediction over HTTP: with labels and without, killed, and as a call would answer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,9 +44,8 @@ def street(graft: Graft, shared: Path, tmp_path_factory: pytest.TempPathFactory)
     ):
         names = sorted(n for n in source.namelist() if "/PNGImages/" in n and n.endswith(".png"))
         for number, name in enumerate(names[:20]):
-            target.writestr(
-                f"camera {number % 2}/{'deep/' * (number % 3)}{number}.png", source.read(name)
-            )
+            folder = f"camera {number % 2}/{'deep/' * (number % 3)}"
+            target.writestr(f"{folder}{number}.png", source.read(name))
         target.writestr("camera 0/again.png", source.read(names[0]))
         target.writestr("broken.jpg", b"no image")
         target.writestr("notes.txt", b"nothing")
@@ -53,8 +53,8 @@ def street(graft: Graft, shared: Path, tmp_path_factory: pytest.TempPathFactory)
     return graft.wait_for_dataset(upload["id"])
 
 
-def predict_all(graft: Graft, dataset: Json, **fields: object) -> Json:
-    job = graft.submit(dataset["id"], type="batch_predict", **{"model": MODEL, **fields})
+def predict_all(graft: Graft, dataset: Json, **fields: Any) -> Json:
+    job = graft.submit(dataset["id"], type="batch_predict", **({"model": MODEL} | fields))
     return graft.wait_for_job(job["id"])
 
 
@@ -81,9 +81,8 @@ def test_images_without_labels_are_predicted_as_a_call_would(
         names = sorted(n for n in source.namelist() if "/PNGImages/" in n and n.endswith(".png"))
         for row in rows[::5]:
             number = 0 if row["path"].endswith("again.png") else int(Path(row["path"]).stem)
-            answer = graft.predict(MODEL, source.read(names[number]), max_error=0.05)[
-                "predictions"
-            ][0]
+            called = graft.predict(MODEL, source.read(names[number]), max_error=0.05)
+            (answer,) = called["predictions"]
             assert row["label"] == answer["label"]
             assert row["score"] == pytest.approx(answer["score"], abs=1e-4)
             assert row["out_of_distribution"] == answer["out_of_distribution"]
@@ -129,14 +128,12 @@ def test_a_killed_attempt_costs_nothing_that_was_written(
 def test_what_cannot_be_done_is_refused_with_the_reason(
     graft: Graft, trained: Json, insects: Json, street: Json
 ) -> None:
+    asked = {"type": "batch_predict", "model": MODEL}
     refused: list[tuple[Json, str]] = [
         ({"type": "batch_predict"}, "/model"),
-        ({"type": "batch_predict", "model": MODEL, "recipe": "head"}, "/recipe"),
-        (
-            {"type": "batch_predict", "model": MODEL, "parameters": {"top_k": 0}},
-            "/parameters/top_k",
-        ),
-        ({"type": "batch_predict", "model": MODEL, "parameters": {"k": 1}}, "/parameters/k"),
+        ({**asked, "recipe": "head"}, "/recipe"),
+        ({**asked, "parameters": {"top_k": 0}}, "/parameters/top_k"),
+        ({**asked, "parameters": {"k": 1}}, "/parameters/k"),
         ({"model": f"{MODEL}@1"}, "/model"),
     ]
     for fields, pointer in refused:

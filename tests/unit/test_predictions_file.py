@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_lines_are_appended_and_counted(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rest", [b'{"image": "b"', b'{"image": "b"}', b'{"image": "z"}\n', b"\0\0\0\n", b"[1]\n"]
+    "rest", [b'{"image": "b"', b'{"image": "b"}', b'{"image": "z"}\n', b"\0\0\n", b"[1]\n"]
 )
 def test_the_next_attempt_goes_on_behind_the_last_whole_line(path: Path, rest: bytes) -> None:
     with PredictionsFile(path, IDS) as file:
@@ -54,22 +55,9 @@ def test_a_complete_file_stays_as_it_is(path: Path) -> None:
 
 
 def test_the_table_has_a_row_per_image_and_no_formulas(path: Path, tmp_path: Path) -> None:
-    rows = [
-        {
-            "image": "a",
-            "path": "=cmd()",
-            "split": "train",
-            "label": "ant",
-            "score": 0.5,
-            "abstained": False,
-        },
-        {
-            "image": "b",
-            "path": "b, and c.jpg",
-            "labels": ["ant", "leaf"],
-            "label": "ant",
-            "score": 0.25,
-        },
+    rows: list[dict[str, Any]] = [
+        {"image": "a", "path": "=cmd()", "label": "ant", "score": 0.5},
+        {"image": "b", "path": "b, and c.jpg", "labels": ["ant", "leaf"], "score": 0.25},
         {"image": "c", "path": "ü.jpg", "error": {"code": "unreadable-image", "message": "no"}},
     ]
     with PredictionsFile(path, IDS) as file:
