@@ -20,7 +20,8 @@ from models_cache.catalogue import Catalogue
 from models_cache.weights import WeightsVault
 from service import problems
 from service.inference_client import InferenceClient
-from service.middleware import BrowserGuard
+from service.manifests import RecentManifests
+from service.middleware import BrowserGuard, HeadAsGet
 from service.routers import backbones, datasets, jobs, models, ops, predict
 from service.services import Crowd, Services
 from service.settings import Settings
@@ -65,6 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
         ops.router,
     ):
         app.include_router(router)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BrowserGuard, local_names_only=settings.is_loopback)
     return app
 
@@ -76,10 +78,12 @@ def build_services(settings: Settings) -> Services:
     database = Database(settings.resolved_database_url)
     database.migrate()
     catalogues = [Path(path) for path in settings.weights_catalog]
+    blobs = BlobStore(settings.data_dir / "blobs")
     return Services(
         settings=settings,
         database=database,
-        blobs=BlobStore(settings.data_dir / "blobs"),
+        blobs=blobs,
+        manifests=RecentManifests(blobs),
         catalogue=Catalogue.load(extra_files=catalogues),
         vault=WeightsVault(
             settings.data_dir / "weights",

@@ -17,6 +17,7 @@ from models_cache.errors import InferenceOverloaded
 from models_cache.weights import WeightsVault
 from service.errors import ValidationFailed
 from service.inference_client import InferenceClient
+from service.manifests import RecentManifests
 from service.settings import Settings
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -49,6 +50,7 @@ class Services:
     settings: Settings
     database: Database
     blobs: BlobStore
+    manifests: RecentManifests
     catalogue: Catalogue
     vault: WeightsVault
     inference: InferenceClient
