@@ -1,4 +1,4 @@
-"""Keeps what can be made again, decoded pixels, features and engines, within a bound on disk."""
+"""Keeps what can be made again (pixels, features, engines, indexes) within a bound on disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def bound_caches(data_folder: Path, limit_bytes: int) -> None:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
                 path.unlink()
-    rest = [*cache.glob("features/*.safetensors"), *cache.glob("engines/*.onnx")]
+    kinds = ("features/*.safetensors", "engines/*.onnx", "neighbours/*.npy")
+    rest = [path for kind in kinds for path in cache.glob(kind)]
     _remove_oldest(rest, limit_bytes - pixels_bytes)
 
 

@@ -37,6 +37,7 @@ from jobs.training.frozen import choose_pass, features_of_view, no_pass
 from jobs.training.head import HeadFit, fit_head
 from jobs.training.interruption import Interruption
 from jobs.training.loop import Surroundings, TrainingData, fine_tune
+from jobs.training.loss_scale import LossScale
 from jobs.training.optimizer import build_optimizer
 from jobs.training.outcome import Ready, Trained, publish
 from jobs.training.place import Place
@@ -315,9 +316,8 @@ def _whole_network(
         save(state)
         faults.reach("train.after_head")
     place.begin("train")
-    dtype = getattr(torch, place.numerics.training_dtype)
     around = Surroundings(
-        place.spec.seed, dtype, place.progress, place.interruption, save,
+        place.spec.seed, place.training_dtype, place.progress, place.interruption, save,
         place.spec.checkpoint_steps, place.spec.data_folder / "cache" / "activations",
     )  # fmt: skip
     fine_tune(state, ready.task, ready.data, recipe, around)
@@ -387,7 +387,8 @@ def _first_state(
     model = _classifier(ready, fit)
     optimizer = build_optimizer(model, recipe)  # settles what learns
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
-    state = TrainingState(model, optimizer, average)
+    scale = LossScale.needed_for(ready.place.training_dtype)
+    state = TrainingState(model, optimizer, average, scale)
     if checkpoint is not None:
         state.restore(checkpoint.tensors(), checkpoint.facts)
         ready.place.interruption.resume_after(float(checkpoint.facts["elapsed_seconds"]))

@@ -59,6 +59,12 @@ class Place:
         return cls(spec, progress, interruption, device, set_up(device, threads), checkpoint)
 
     @property
+    def training_dtype(self) -> torch.dtype:
+        """Type of forward passes that are learned from."""
+        dtype: torch.dtype = getattr(torch, self.numerics.training_dtype)
+        return dtype
+
+    @property
     def blobs(self) -> BlobStore:
         """Immutable files: images, manifests, artifacts."""
         return BlobStore(self.spec.data_folder / "blobs")
