@@ -305,8 +305,7 @@ class Graft(Connection):
     def backbones(self, *, downloaded: bool | None = None) -> list[Json]:
         """Return the catalogue of backbones."""
         params = {} if downloaded is None else {"downloaded": str(downloaded).lower()}
-        page: list[Json] = self._call("GET", "/v1/backbones", params=params)["data"]
-        return page
+        return list(self._list("/v1/backbones", params))
 
     def download_weights(self, architecture: str, weights: str = "DEFAULT") -> Json:
         """Fetch weights in the background."""

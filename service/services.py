@@ -18,6 +18,7 @@ from models_cache.weights import WeightsVault
 from service.errors import ValidationFailed
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
+from service.manifests import RecentManifests
 from service.metrics import ServiceMetrics
 from service.settings import Settings
 from service.shadowing import Shadows
@@ -53,6 +54,7 @@ class Services:
     settings: Settings
     database: Database
     blobs: BlobStore
+    manifests: RecentManifests
     catalogue: Catalogue
     vault: WeightsVault
     inference: InferenceClient

@@ -296,7 +296,7 @@ def _require_ready(dataset: Dataset) -> None:
 def _manifest(services: Services, dataset: Dataset) -> Manifest:
     _require_ready(dataset)
     assert dataset.manifest_sha256 is not None, "a ready data set has a manifest"
-    return Manifest.load(services.blobs, dataset.manifest_sha256)
+    return services.manifests.get(dataset.manifest_sha256)
 
 
 def labels_body(image: ImageEntry, names: Sequence[str]) -> dict[str, Any]:

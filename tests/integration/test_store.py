@@ -231,6 +231,15 @@ def test_key_remembers_what_it_made_and_refuses_another_request(database: Databa
             idempotency.find(connection, "k", "f2")
 
 
+def test_keys_are_forgotten_after_their_time_and_may_be_used_again(database: Database) -> None:
+    with database.write() as connection:
+        idempotency.remember(connection, "k", "f1", "job_1")
+        assert idempotency.forget(connection, timedelta(hours=1)) == 0
+        assert idempotency.find(connection, "k", "f1") == "job_1"
+        assert idempotency.forget(connection, timedelta(seconds=-1)) == 1
+        assert idempotency.once(connection, "k", "f2", lambda: "job_2") == "job_2"
+
+
 def test_one_key_sent_many_times_at_once_makes_one_thing(database: Database) -> None:
     def send(number: int) -> str:
         with database.write() as connection:
