@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models_cache.artifacts import MULTILABEL
+from models_cache.calibration import set_confidence
 from models_cache.errors import GraftError, ModelUnhealthy
 from models_cache.served_models import LoadedHead, Model, Pixels
 
@@ -81,17 +82,23 @@ def _outputs_of_head(head: LoadedHead, features: Tensor) -> Iterator[ImageOutput
             yield ModelUnhealthy(head.artifact.digest)
 
 
-def labels_of(scores: Tensor, model: Model) -> dict[str, list[str]]:
-    """Return `{"labels": [...]}`, the classes whose score reaches theirs; empty for one label.
+def decided(scores: Tensor, model: Model) -> tuple[dict[str, Any], float]:
+    """Return what an answer says besides scores, and the confidence that error budgets ask for.
+
+    With one label nothing and the highest score; with several `labels`, the classes whose score
+    reaches theirs, and `score`, the confidence in exactly these.
 
     Args:
         scores: float32 `[C]`.
         model: What they are of.
     """
     if model.thresholds is None:
-        return {}
-    scored = zip(model.classes, scores.tolist(), model.thresholds, strict=True)
-    return {"labels": [name for name, score, threshold in scored if score >= threshold]}
+        return {}, float(scores.max())
+    values = scores.double().numpy()
+    claimed = values >= np.array(model.thresholds)
+    confidence = float(set_confidence(values, claimed))
+    labels = [name for name, flag in zip(model.classes, claimed, strict=True) if flag]
+    return {"labels": labels, "score": confidence}, confidence
 
 
 def ranked(scores: Tensor, classes: Sequence[str], top_k: int | None) -> list[dict[str, Any]]:

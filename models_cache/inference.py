@@ -10,6 +10,7 @@ bytes, no names and no users. Calls:
                     tensors as the network takes them
     POST /load      {"artifact"}: have it in memory before the first prediction
     GET  /healthz   what is loaded and how busy it is
+    GET  /metrics   the same and more, counted since the start, in Prometheus' text format
 
 Images of one request are decoded in threads and queued as they become ready; an image that cannot
 be decoded fails alone. Anything else that fails is the model's or the machine's fault and fails
@@ -31,9 +32,10 @@ from typing import Any, TypeVar
 
 import torch
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from models_cache import wire
-from models_cache.answers import ImageOutput, QueuedImage, labels_of, ranked
+from models_cache.answers import ImageOutput, QueuedImage, decided, ranked
 from models_cache.asgi import (
     ClientGone,
     Receive,
@@ -60,6 +62,7 @@ from models_cache.errors import (
 from models_cache.loaded import Pinned, SharedLoads
 from models_cache.predictor import Predictor
 from models_cache.served_models import BackboneKey, Model
+from models_cache.serving_metrics import ServingMetrics
 from models_cache.wanted import Wanted, digest_of, wanted_of
 
 _MAX_JSON_BYTES = 4096  # of a /load body
@@ -127,8 +130,11 @@ class InferenceApp:
     def __init__(self, predictor: Predictor, config: InferenceConfig) -> None:
         self._predictor = predictor
         self._config = config
+        self._metrics = ServingMetrics(predictor.occupancy, self._images_by_place)
         self._batcher: Batcher[BackboneKey, QueuedImage, ImageOutput] = Batcher(
-            predictor.forward, config.max_batch_images, config.max_accepted_images
+            self._metrics.timed(predictor.forward),
+            config.max_batch_images,
+            config.max_accepted_images,
         )
         self._decoders = ThreadPoolExecutor(config.threads, "decode")
         # Not the decoders': what is computed already shall not queue behind what is not
@@ -142,6 +148,8 @@ class InferenceApp:
         """Serve one ASGI connection: a request, or the process's lifespan."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
+        elif scope["type"] == "http" and scope["path"] == "/metrics":
+            await respond(send, 200, self._metrics.page(), CONTENT_TYPE_LATEST.encode())
         elif scope["type"] == "http":
             try:
                 status, body = 200, await self._answer(scope, receive)
@@ -185,6 +193,10 @@ class InferenceApp:
             "waiting_images": self._waiting.images,
         }
 
+    def _images_by_place(self) -> dict[str, int]:
+        """Return how many images are accepted and not yet answered, by what they wait for."""
+        return {"accepted": self._batcher.accepted_images, "loading": self._waiting.images}
+
     async def _load(self, body: memoryview) -> bytes:
         try:
             digest = digest_of(json.loads(bytes(body)))
@@ -217,11 +229,14 @@ class InferenceApp:
                 self._decoders, self._predictor.preprocess, model, image, preprocessed
             )
         except ImageError as error:
+            self._metrics.saw_refusal(model.backbone_key)
             return _Prediction(error, time.monotonic() - started)
         decode_seconds = time.monotonic() - started
+        self._metrics.saw_decode(model.backbone_key, decode_seconds)
         answer = await asyncio.wrap_future(
             self._batcher.submit(model.backbone_key, QueuedImage(model, pixels))
         )
+        self._metrics.saw_queue(model.backbone_key, answer.queue_seconds)
         return _Prediction(
             answer.value,
             decode_seconds,
@@ -308,11 +323,11 @@ def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: Wanted)
         if isinstance(output, ImageError):
             bodies.append(as_json({"error": to_wire(output)}))
             continue
-        scores = ranked(output.scores, model.classes, wanted.top_k)
+        decision, confidence = decided(output.scores, model)
         body = {
-            "scores": scores,
-            **labels_of(output.scores, model),
-            "abstained": output.out_of_distribution or not scores[0]["score"] > threshold,
+            "scores": ranked(output.scores, model.classes, wanted.top_k),
+            **decision,
+            "abstained": output.out_of_distribution or not confidence > threshold,
             "ood_score": output.ood_score,
             "out_of_distribution": output.out_of_distribution,
         }
@@ -335,7 +350,7 @@ def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: Wanted)
 
 
 def _abstention(model: Model, max_error: float | None) -> dict[str, float | None] | None:
-    """Return from which score on a model keeps an error budget, and what that costs it.
+    """Return above which confidence a model keeps an error budget, and what that costs it.
 
     Without a budget None. A `threshold` of None: no threshold keeps it, as far as the held-out
     images can tell, and the model answers nothing.

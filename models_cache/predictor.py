@@ -33,7 +33,7 @@ from models_cache.engine_store import EngineKey, EngineStore
 from models_cache.engines import Engine, choose_engine
 from models_cache.errors import DeviceUnavailable, GraftError
 from models_cache.features import freeze, is_out_of_memory
-from models_cache.loaded import LoadedCache, Pinned
+from models_cache.loaded import LoadedCache, Occupancy, Pinned
 from models_cache.novelty import Familiarity
 from models_cache.served_models import BackboneKey, LoadedHead, Model, Pixels
 from models_cache.tensor_input import pixels_of_tensor
@@ -172,6 +172,10 @@ class Predictor:
             "mixed_batches": self._mixed_batches,
             "images": self._images,
         }
+
+    def occupancy(self) -> dict[str, Occupancy]:
+        """Return what is loaded, by kind."""
+        return {"head": self._heads.occupancy(), "backbone": self._backbones.occupancy()}
 
     def _load_head(self, digest: str) -> LoadedHead:
         artifact = read_artifact(self._blobs, digest)

@@ -3,7 +3,8 @@
 * RequestError                   the request is not what the call takes
   + JsonMalformed, MediaTypeUnsupported, BodyTooLarge, MultipartMalformed, ValidationFailed,
     NothingHere, AddressUnknown, NotReady, ModelUnavailable,
-    DatabaseUnavailable, JobFileInvalid, UploadNotFound, UploadEnded, UploadMismatch
+    DatabaseUnavailable, JobFileInvalid, IndexMissing, IndexNotReady, UploadNotFound,
+    UploadEnded, UploadMismatch
 """
 
 from __future__ import annotations
@@ -139,6 +140,29 @@ class ModelUnavailable(RequestError):
     name: str
     version: int
     reason: str
+
+
+@leaf
+class IndexMissing(RequestError):
+    """There are no images to search for similar ones."""
+
+    code = "index-missing"
+    sentence = (
+        "model {name!r} version {version} was imported without a data set; "
+        "name one with `?dataset=ds_...`"
+    )
+    name: str
+    version: int
+
+
+@leaf
+class IndexNotReady(RequestError):
+    """The images to search are still being looked at."""
+
+    code = "index-not-ready"
+    sentence = "{done} of {total} images have been looked at; ask again in some seconds"
+    done: int
+    total: int
 
 
 @leaf

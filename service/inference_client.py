@@ -87,6 +87,14 @@ class InferenceClient:
             return None
         return dict(answer.json()) if answer.status_code == 200 else None
 
+    async def metrics(self) -> bytes | None:
+        """Return the process's page of metrics, or None if it does not answer."""
+        try:
+            answer = await self._client.get("/metrics", timeout=_HEALTH_TIMEOUT)
+        except httpx2.TransportError:
+            return None
+        return answer.content if answer.status_code == 200 else None
+
     async def close(self) -> None:
         """Close every connection."""
         await self._client.aclose()

@@ -20,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from jobs import errors as jobs_errors
+from jobs import feedback_errors
 from jobs.datasets import errors as dataset_errors
 from models_cache import errors as cache_errors
 from models_cache import weights_errors
@@ -59,9 +60,13 @@ STATUS: dict[type[GraftError], int] = {
     jobs_errors.VersionNotFound: 404,
     jobs_errors.AliasConflict: 409,
     jobs_errors.VersionInUse: 409,
+    feedback_errors.FeedbackError: 409,
+    feedback_errors.FeedbackNotFound: 404,
     jobs_errors.IdempotencyError: 422,
     request_errors.RequestError: 400,
     request_errors.ValidationFailed: 422,
+    request_errors.IndexMissing: 422,
+    request_errors.IndexNotReady: 503,
     request_errors.MediaTypeUnsupported: 415,
     request_errors.BodyTooLarge: 413,
     request_errors.NothingHere: 404,

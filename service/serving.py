@@ -43,9 +43,11 @@ async def forward(
         InferenceError: The inference process cannot answer.
     """
     try:
-        return await services.inference.predict(version.artifact_digest, images, wanted)
+        answer = await services.inference.predict(version.artifact_digest, images, wanted)
     except (ArtifactError, StorageError, WeightsError) as error:
         raise ModelUnavailable(version.name, version.version, str(error)) from error
+    services.metrics.saw_images(version.name, len(images))
+    return answer
 
 
 def timing_of(answer: Mapping[str, Any], started: float) -> dict[str, Any]:

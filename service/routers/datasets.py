@@ -153,7 +153,7 @@ def list_images(
             "id": image.id,
             "path": image.path,
             "split": image.split,
-            **_labels(image, names),
+            **labels_body(image, names),
             "width": image.width,
             "height": image.height,
             "size": image.size,
@@ -290,7 +290,7 @@ def _manifest(services: Services, dataset: Dataset) -> Manifest:
     return Manifest.load(services.blobs, dataset.manifest_sha256)
 
 
-def _labels(image: ImageEntry, names: Sequence[str]) -> dict[str, Any]:
+def labels_body(image: ImageEntry, names: Sequence[str]) -> dict[str, Any]:
     """Return `label`, or `labels` of a data set whose images have any number of them."""
     if isinstance(image.label, int):
         return {"label": names[image.label]}

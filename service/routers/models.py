@@ -13,14 +13,25 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 
 from jobs.archives import pack_artifact, unpack_artifact
-from jobs.store import idempotency, models
+from jobs.store import idempotency, models, shadows
 from jobs.store.models import LATEST_ALIAS, Model, NewVersion, Version
+from jobs.store.shadows import Compared
 from models_cache.artifacts import EVALUATION_FILE, Artifact
 from models_cache.durable import canonical_json, sha256_of_bytes
 from service.errors import NothingHere
 from service.json_body import json_body, json_request
-from service.schemas import AliasBody, AliasRequest, Deleted, ModelBody, Page, VersionBody
+from service.schemas import (
+    AliasBody,
+    AliasRequest,
+    ComparisonBody,
+    Deleted,
+    ModelBody,
+    Page,
+    ShadowBody,
+    VersionBody,
+)
 from service.services import After, IdempotencyKey, Limit, NamePath, Services, ServicesDep
+from service.shadowing import ALIAS
 from service.uploads import receive
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -174,6 +185,43 @@ def put_alias(
     with services.database.write() as connection:
         models.set_alias(connection, name, alias, body.version, if_current=body.if_current)
     return AliasBody(model=name, alias=alias, version=body.version)
+
+
+@router.delete("/{name}/aliases/{alias}", status_code=204)
+def delete_alias(services: ServicesDep, name: NamePath, alias: AliasPath) -> Response:
+    """Remove an alias; the version it points to stays. `default` and `latest` cannot go."""
+    with services.database.write() as connection:
+        models.remove_alias(connection, name, alias)
+    return Response(status_code=204)
+
+
+@router.get("/{name}/shadow")
+def get_shadow(services: ServicesDep, name: NamePath) -> ShadowBody:
+    """Return how the version of alias `shadow`, and earlier ones, answered beside others."""
+    with services.database.read() as connection:
+        aliases = models.get(connection, name).aliases
+        found = shadows.of_model(connection, name)
+    return ShadowBody(
+        model=name,
+        version=aliases.get(ALIAS),
+        share=services.settings.shadow_fraction,
+        comparisons=[_comparison_body(pair) for pair in found],
+    )
+
+
+def _comparison_body(pair: Compared) -> ComparisonBody:
+    return ComparisonBody(
+        version=pair.version,
+        shadow=pair.shadow,
+        compared=pair.compared,
+        agreed=pair.agreed,
+        agreement=pair.agreed / pair.compared if pair.compared else None,
+        mean_difference=pair.sum_difference / pair.compared if pair.compared else None,
+        largest_difference=pair.most_difference,
+        failed=pair.failed,
+        since=pair.since,
+        until=pair.until,
+    )
 
 
 def _publish(

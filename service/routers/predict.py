@@ -35,6 +35,7 @@ async def predict(
     async with services.predicting:
         images, alone = await read_images(request)
         answer = await forward(services, version, images, Wanted(top_k, max_error))
+    services.shadows.offer(reference, version, images, answer["predictions"])
     predictions = [_prediction(item) for item in answer["predictions"]]
     if alone and "error" in predictions[0]:
         raise from_wire(answer["predictions"][0]["error"])
