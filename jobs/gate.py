@@ -108,19 +108,9 @@ class Gate:
         return need_of(job.spec, pairs, self._network(job.spec), on_gpu)
 
     def _network(self, spec: Mapping[str, Any]) -> NetworkSize | None:
-        """Return the size of the network, the largest of a race; None if unknown."""
-        if "entrants" in spec:  # one after the other, and none learns
-            return NetworkSize(max(int(entrant["parameters"]) for entrant in spec["entrants"]), 0)
         if self._catalogue is None:
             self._catalogue = Catalogue.load()
-        try:
-            backbone = self._catalogue.backbone(str(spec.get("backbone")))
-        except GraftError:  # the attempt says so better
-            return None
-        name = backbone.default if spec.get("weights") in (None, DEFAULT) else spec["weights"]
-        crops = [info.preprocessing.crop_px for info in backbone.weights if info.name == name]
-        scale = max(crops, default=ACTIVATIONS_PX) ** 2 / ACTIVATIONS_PX**2
-        return NetworkSize(backbone.parameters, int(scale * backbone.activation_bytes))
+        return size_of(spec, self._catalogue)
 
     def _is_tired(self, job: Job, now: float) -> bool:
         return job.id == self._waiting and now - self._waiting_since > self._patience_seconds
@@ -131,6 +121,20 @@ class Gate:
             with self._database.write() as connection:
                 leases.wait_for_memory(connection, job.id, sentence)
         self._next_look = now + _LOOK_SECONDS
+
+
+def size_of(spec: Mapping[str, Any], catalogue: Catalogue) -> NetworkSize | None:
+    """Return the size of a job's network, of a race the largest; None if it is unknown."""
+    if "entrants" in spec:  # one after the other, and none learns
+        return NetworkSize(max(int(entrant["parameters"]) for entrant in spec["entrants"]), 0)
+    try:
+        backbone = catalogue.backbone(str(spec.get("backbone")))
+    except GraftError:  # the attempt says so better
+        return None
+    name = backbone.default if spec.get("weights") in (None, DEFAULT) else spec["weights"]
+    crops = [info.preprocessing.crop_px for info in backbone.weights if info.name == name]
+    scale = max(crops, default=ACTIVATIONS_PX) ** 2 / ACTIVATIONS_PX**2
+    return NetworkSize(backbone.parameters, int(scale * backbone.activation_bytes))
 
 
 def _sentence(need: Need, host: Memory | None, device: Memory | None, running: int) -> str:
