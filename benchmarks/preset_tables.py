@@ -68,11 +68,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "lr x 3": {"lr_head": 3e-4, "lr_backbone": 9e-5},
     "lr x 0.3": {"lr_head": 3e-5, "lr_backbone": 9e-6},
     "last 4 stages": {"tune": 4},
-    "label_smoothing 0.1": {"label_smoothing": 0.1},
-    "trivialaugment": {"augmentation": "trivialaugment"},
-    "mixup_alpha 0.2": {"mixup_alpha": 0.2},
 }
 _LATER: dict[str, dict[str, Any]] = {
+    "trivialaugment": {"augmentation": "trivialaugment"},
+    "label_smoothing 0.1": {"label_smoothing": 0.1},
+    "mixup_alpha 0.2": {"mixup_alpha": 0.2},
     "randaugment": {"augmentation": "randaugment"},
     "cutmix_alpha 1": {"cutmix_alpha": 1.0},
     "12 epochs": {"epochs": 12},
@@ -193,7 +193,7 @@ def _print_tables(records: list[dict[str, Any]]) -> None:
 def _derived(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Figures]]]:
     """Yield the rows of one training: its own, and those of what was judged beside it."""
     curve, label = record["curve"], record["label"]
-    if "ema" not in record:
+    if label != _DEFAULTS:
         yield label, _row(curve, _by_accuracy)
         return
     yield "head alone", _row(curve[:1], _by_accuracy)
