@@ -43,7 +43,7 @@ from jobs.executors.local import TRAINING_ENVIRONMENT  # noqa: E402
 from jobs.recipes import FinetuneRecipe  # noqa: E402
 from jobs.tasks.classification import Classification  # noqa: E402
 from jobs.training.averaging import WeightAverage  # noqa: E402
-from jobs.training.device import Numerics, set_up  # noqa: E402
+from jobs.training.device import set_up, training_dtype  # noqa: E402
 from jobs.training.interruption import Interruption  # noqa: E402
 from jobs.training.loop import Surroundings, TrainingData, fine_tune  # noqa: E402
 from jobs.training.loss_scale import LossScale  # noqa: E402
@@ -113,23 +113,19 @@ class _Clock:
 def main() -> None:
     """Run both by turns, print the ratios, write the JSON."""
     options = _parse_options()
-    if any(os.environ.get(name) != value for name, value in TRAINING_ENVIRONMENT.items()):
-        # C libraries read it when they are loaded; both loops run as trainings of the service do
-        environment = {**os.environ, **TRAINING_ENVIRONMENT}
-        os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606 - ourselves
+    run_as_trainings_do()
     device = choose_device(options.device)
     numerics = set_up(device, options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = _load(Path(folder), options)
+        dataset = load(Path(folder), options)
         bare = {"bare": _Bare(), **(_CANDIDATES if device.type == "cuda" else {})}
         steps: dict[str, list[float]] = {name: [] for name in (*bare, *_VARIANTS)}
         for turn in range(options.rounds + 1):
             for name in steps:
-                seconds = (
-                    _bare(bare[name], options, numerics)
-                    if name in bare
-                    else _ours(name, dataset, options, numerics)
-                )
+                if name in bare:
+                    seconds = _bare(bare[name], options, device)
+                else:
+                    seconds = ours(_VARIANTS[name], dataset, options)
                 if turn:  # the first turn warms up
                     steps[name] += seconds
     # What else the machine does only ever adds to a step: the fastest show the loops themselves
@@ -154,12 +150,25 @@ def main() -> None:
         options.json.write_text(text + "\n")
 
 
+def run_as_trainings_do() -> None:
+    """Start this program again if its environment is not that of the service's trainings."""
+    if any(os.environ.get(name) != value for name, value in TRAINING_ENVIRONMENT.items()):
+        environment = {**os.environ, **TRAINING_ENVIRONMENT}  # C libraries read it when loaded
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606 - ourselves
+
+
 def _ratios(seconds: dict[str, float]) -> dict[str, float]:
     return {name: round(seconds["bare"] / value, 3) for name, value in seconds.items()}
 
 
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_options(parser)
+    return parser.parse_args()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Let the command line say what is trained, and how long."""
     parser.add_argument("--archive", type=Path, required=True, help="a zip of train/<class>/")
     parser.add_argument("--architecture", default="mobilenet_v2")
     parser.add_argument("--device", default="auto")
@@ -168,10 +177,9 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each loop")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="where the figures are written")
-    return parser.parse_args()
 
 
-def _load(folder: Path, options: argparse.Namespace) -> LoadedDataset:
+def load(folder: Path, options: argparse.Namespace) -> LoadedDataset:
     """Decode as many images as the steps of one turn need."""
     blobs, images = BlobStore(folder / "blobs"), []
     count = options.batch_size * (options.steps + 1)
@@ -190,16 +198,19 @@ def _load(folder: Path, options: argparse.Namespace) -> LoadedDataset:
     return load_dataset(blobs, cache, manifest, key, options.threads, lambda _done, _total: None)
 
 
-def _state(
-    recipe: FinetuneRecipe, architecture: str, device: torch.device, dtype: torch.dtype
-) -> TrainingState:
+def _dtype(device: torch.device) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, training_dtype(device))
+    return dtype
+
+
+def _state(recipe: FinetuneRecipe, architecture: str, device: torch.device) -> TrainingState:
     torch.manual_seed(0)
     model = build_classifier(architecture, len(_CLASSES))
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(model, recipe)
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
     # Compared already: the clock is for steps, not for evaluation
-    scale = LossScale.needed_for(dtype)
+    scale = LossScale.needed_for(_dtype(device))
     return TrainingState(model, optimizer, average, scale, compared_step=0)
 
 
@@ -208,11 +219,10 @@ def _recipe(options: argparse.Namespace, **different: object) -> FinetuneRecipe:
     return FinetuneRecipe(batch_size=options.batch_size, **{**values, **different})
 
 
-def _bare(way: _Bare, options: argparse.Namespace, numerics: Numerics) -> list[float]:
+def _bare(way: _Bare, options: argparse.Namespace, device: torch.device) -> list[float]:
     """Return the seconds of each step of the bare loop but the first."""
-    device, dtype = choose_device(options.device), getattr(torch, numerics.training_dtype)
-    recipe = _recipe(options)
-    state = _state(recipe, options.architecture, device, dtype)
+    dtype, recipe = _dtype(device), _recipe(options)
+    state = _state(recipe, options.architecture, device)
     prepare_modules(state.model, recipe)
     crop_px = Preprocessing().crop_px
     batches = [
@@ -241,17 +251,30 @@ def _bare(way: _Bare, options: argparse.Namespace, numerics: Numerics) -> list[f
     return _between(ended, device)
 
 
-def _ours(
-    name: str, dataset: LoadedDataset, options: argparse.Namespace, numerics: Numerics
+def ours(
+    changes: dict[str, Any],
+    dataset: LoadedDataset,
+    options: argparse.Namespace,
+    activations: Path | None = None,
 ) -> list[float]:
-    """Return the seconds of each step but the first of fine-tuning's loop."""
-    device, dtype = choose_device(options.device), getattr(torch, numerics.training_dtype)
-    recipe, clock = _recipe(options, **_VARIANTS[name]), _Clock()
-    state = _state(recipe, options.architecture, device, dtype)
+    """Return the seconds of each step but the first of fine-tuning's loop.
+
+    Args:
+        changes: Parameters that differ from the recipe's defaults.
+        dataset: What is learned from.
+        options: Network, device and batch size.
+        activations: Where those of frozen stages are kept; None to compute them in each epoch.
+    """
+    device = choose_device(options.device)
+    dtype = _dtype(device)
+    recipe, clock = _recipe(options, **changes), _Clock()
+    state = _state(recipe, options.architecture, device)
     data = TrainingData(
         dataset, dataset.indices("train"), np.array([0], dtype=np.int64), Preprocessing()
     )
-    around = Surroundings(0, dtype, clock, Interruption(None), lambda _state: None)
+    around = Surroundings(
+        0, dtype, clock, Interruption(None), lambda _state: None, activations_folder=activations
+    )
     fine_tune(state, Classification(_CLASSES), data, recipe, around)
     return _between(clock.ended, device)
 

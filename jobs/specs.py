@@ -130,7 +130,7 @@ def _ingest(
         "limits": machine.ingest_limits,
         "resize_px": 256,
         "interpolation": "bilinear",
-        **{key: job.spec[key] for key in ("val_fraction",) if key in job.spec},
+        **{key: job.spec[key] for key in ("val_fraction", "corrections") if key in job.spec},
     }
 
 

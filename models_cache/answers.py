@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from models_cache.artifacts import MULTILABEL
+from models_cache.calibration import set_confidence
 from models_cache.errors import GraftError, ModelUnhealthy
 from models_cache.served_models import LoadedHead, Model, Pixels
 
 
 @dataclass(frozen=True, eq=False)
 class QueuedImage:
-    """One image on its way to a forward pass: pixels uint8 `[crop, crop, 3]`.
+    """One image on its way to a forward pass: pixels `[crop, crop, 3]`.
 
     It holds its model itself, so that no eviction takes it away.
     """
@@ -31,6 +32,7 @@ class ImageOutput:
     """What a model says of one image.
 
     Args:
+        logits: What scores are the softmax or sigmoid of, float32 `[C]` on the CPU.
         scores: Calibrated, float32 `[C]` on the CPU; with sum 1 unless there may be several labels.
         ood_score: Fraction of the known images that are less unusual; None if the model cannot
             tell.
@@ -38,6 +40,7 @@ class ImageOutput:
         features: What the backbone makes of it, float32 `[D]` on the CPU.
     """
 
+    logits: Tensor
     scores: Tensor
     ood_score: float | None
     out_of_distribution: bool
@@ -73,22 +76,29 @@ def _outputs_of_head(head: LoadedHead, features: Tensor) -> Iterator[ImageOutput
         ood_scores, strange = (found.tolist() for found in head.familiarity.judge(features))
     for row, is_finite in enumerate(finite):
         if is_finite:
-            yield ImageOutput(scores[row], ood_scores[row], strange[row], features[row])
+            judged = (ood_scores[row], strange[row])
+            yield ImageOutput(logits_of_scores[row], scores[row], *judged, features[row])
         else:
             yield ModelUnhealthy(head.artifact.digest)
 
 
-def labels_of(scores: Tensor, model: Model) -> dict[str, list[str]]:
-    """Return `{"labels": [...]}`, the classes whose score reaches theirs; empty for one label.
+def decided(scores: Tensor, model: Model) -> tuple[dict[str, Any], float]:
+    """Return what an answer says besides scores, and the confidence that error budgets ask for.
+
+    With one label nothing and the highest score; with several `labels`, the classes whose score
+    reaches theirs, and `score`, the confidence in exactly these.
 
     Args:
         scores: float32 `[C]`.
         model: What they are of.
     """
     if model.thresholds is None:
-        return {}
-    scored = zip(model.classes, scores.tolist(), model.thresholds, strict=True)
-    return {"labels": [name for name, score, threshold in scored if score >= threshold]}
+        return {}, float(scores.max())
+    values = scores.double().numpy()
+    claimed = values >= np.array(model.thresholds)
+    confidence = float(set_confidence(values, claimed))
+    labels = [name for name, flag in zip(model.classes, claimed, strict=True) if flag]
+    return {"labels": labels, "score": confidence}, confidence
 
 
 def ranked(scores: Tensor, classes: Sequence[str], top_k: int | None) -> list[dict[str, Any]]:

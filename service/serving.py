@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import Path
@@ -33,18 +34,34 @@ def resolve(services: Services, reference: str) -> Version:
 
 
 async def forward(
-    services: Services, version: Version, images: Sequence[bytes], wanted: Wanted
+    services: Services, version: Version, images: Sequence[bytes | memoryview], wanted: Wanted
 ) -> dict[str, Any]:
-    """Return what the inference process says of encoded images.
+    """Return what the inference process says of images.
 
     Raises:
         ModelUnavailable: The version is broken on disk: nothing the caller can mend.
         InferenceError: The inference process cannot answer.
     """
     try:
-        return await services.inference.predict(version.artifact_digest, images, wanted)
+        answer = await services.inference.predict(version.artifact_digest, images, wanted)
     except (ArtifactError, StorageError, WeightsError) as error:
         raise ModelUnavailable(version.name, version.version, str(error)) from error
+    services.metrics.saw_images(version.name, len(images))
+    return answer
+
+
+def timing_of(answer: Mapping[str, Any], started: float) -> dict[str, Any]:
+    """Return what an answer cost since `started` (`time.perf_counter`), in milliseconds."""
+    return {**answer["timing"], "total_ms": round((time.perf_counter() - started) * 1e3, 3)}
+
+
+def server_timing(timing: Mapping[str, Any]) -> str:
+    """Return the header `Server-Timing` of an answer's times."""
+    return ", ".join(
+        f"{name.removesuffix('_ms')};dur={value}"
+        for name, value in timing.items()
+        if name.endswith("_ms")
+    )
 
 
 def model_body(version: Version) -> dict[str, Any]:

@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         4 << 30, ge=64 << 20, description="Bound of loaded models in memory, in bytes."
     )
+    shadow_fraction: float = Field(
+        0.1, ge=0, le=1, description="Share of a model's predictions that alias `shadow` gets too."
+    )
     disk_cache_bytes: int = Field(
         20 << 30, ge=0, description="Bound of decoded pixels and features on disk, in bytes."
     )

@@ -71,7 +71,9 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
         dataset = decode_dataset(place, backbone.preprocessing)
         data = split_dataset(place, dataset, backbone.preprocessing)
         ready = settle(place, backbone, data)
-        place.progress.expect(TrainingEstimate(_plan(ready)))
+        kind = _kind_of_speed(ready)
+        estimate = TrainingEstimate(_plan(ready), place.rates.read(kind))
+        place.progress.expect(estimate)
         checkpoint = _matching(place.checkpoint, ready)
         if checkpoint is None and place.checkpoint is not None:  # features are needed again
             ready = settle(replace(place, checkpoint=None), backbone, data)
@@ -80,6 +82,7 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
             result = publish(ready, _head_only(ready, features, _fit(ready, features)))
         else:
             result = _whole_network(ready, ready.recipe, checkpoint)
+        place.rates.write(kind, estimate.rates())
         return {**result, "resources": place.peak_memory()}
 
 
@@ -162,6 +165,18 @@ def _plan(ready: Ready) -> TrainingPlan:
         compared_images=len(data.held_out),
         judged_images=sum(map(len, ready.judged().values())),
     )
+
+
+def _kind_of_speed(ready: Ready) -> dict[str, Any]:
+    """Return what must be equal for a job's rates to tell about another one's, JSON-ready."""
+    recipe = ready.recipe
+    return {
+        "architecture": ready.place.spec.architecture,
+        "numerics": ready.numerics,
+        "crop_px": ready.backbone.preprocessing.crop_px,
+        "learned_part": 0.0 if isinstance(recipe, HeadRecipe) else _learned_part(ready, recipe),
+        "augmentation": None if isinstance(recipe, HeadRecipe) else recipe.augmentation,
+    }
 
 
 def _learned_part(ready: Ready, recipe: FinetuneRecipe | ScratchRecipe) -> float:

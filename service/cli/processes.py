@@ -61,8 +61,9 @@ def api() -> None:
     """Run the api process alone."""
     settings = load_settings()
     _prepare(settings)
+    app = create_app(settings)
     uvicorn.run(
-        RequestLog(create_app(settings)),
+        RequestLog(app, app.state.services.metrics.saw_request),
         host=settings.host,
         port=settings.port,
         http="h11",  # bounds headers and refuses two Host headers, unlike httptools

@@ -12,7 +12,7 @@ from models_cache.errors import from_wire
 from service.image_bodies import IMAGES_BODY, read_images
 from service.inference_client import Wanted
 from service.services import ServicesDep, new_id
-from service.serving import ReferencePath, forward, model_body, resolve
+from service.serving import ReferencePath, forward, model_body, resolve, server_timing, timing_of
 
 router = APIRouter(prefix="/v1/models", tags=["predict"])
 
@@ -35,15 +35,12 @@ async def predict(
     async with services.predicting:
         images, alone = await read_images(request)
         answer = await forward(services, version, images, Wanted(top_k, max_error))
+    services.shadows.offer(reference, version, images, answer["predictions"])
     predictions = [_prediction(item) for item in answer["predictions"]]
     if alone and "error" in predictions[0]:
         raise from_wire(answer["predictions"][0]["error"])
-    timing = {**answer["timing"], "total_ms": round((time.perf_counter() - started) * 1e3, 3)}
-    response.headers["Server-Timing"] = ", ".join(
-        f"{name.removesuffix('_ms')};dur={value}"
-        for name, value in timing.items()
-        if name.endswith("_ms")
-    )
+    timing = timing_of(answer, started)
+    response.headers["Server-Timing"] = server_timing(timing)
     return {
         "id": new_id("pred"),
         "task": version.task,
