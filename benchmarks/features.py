@@ -32,6 +32,7 @@ from jobs.training.device import set_up  # noqa: E402
 from models_cache.backbones import build_backbone  # noqa: E402
 from models_cache.catalogue import Catalogue  # noqa: E402
 from models_cache.classifiers import golden_images  # noqa: E402
+from models_cache.devices import choose_device  # noqa: E402
 from models_cache.durable import sha256_of_bytes  # noqa: E402
 from models_cache.engine_store import EngineKey, EngineStore, build_engine  # noqa: E402
 from models_cache.engines import (  # noqa: E402
@@ -51,7 +52,7 @@ _NEW_IMAGES = 3
 def main() -> None:
     """Run all engines, print the ratios, write the JSON."""
     options = tutorial.parse_options()
-    device = torch.device(options.device)
+    device = choose_device(options.device)
     numerics = set_up(device, options.threads)
     catalogue = Catalogue.load(extra_files=[options.weights / "catalog.json"])
     candidates = catalogue.candidates(options.architecture, "DEFAULT", have=lambda _info: False)
