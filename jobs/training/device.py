@@ -68,7 +68,7 @@ def set_up(device: torch.device, threads: int) -> Numerics:
         threads=torch.get_num_threads(),
         deterministic=True,
         dtype=_frozen_dtype(device),
-        training_dtype=_training_dtype(device),
+        training_dtype=training_dtype(device),
     )
 
 
@@ -87,7 +87,7 @@ def _frozen_dtype(device: torch.device) -> str:
     return "float32"
 
 
-def _training_dtype(device: torch.device) -> str:
+def training_dtype(device: torch.device) -> str:
     """Return the type of forward passes that are learned from."""
     if device.type == "cpu":
         return "float32"
