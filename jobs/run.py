@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from jobs.exports.child import export
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import train
 from jobs.training.engine_build import build
@@ -50,6 +51,8 @@ def _work(
     try:
         if kind == "engine":
             return build(path, progress)
+        if kind == "export":
+            return export(path, progress, interruption)
         if kind == "race":
             return race(RaceSpec.load(path), progress, interruption)
         return train(TrainSpec.load(path), progress, interruption)

@@ -106,6 +106,7 @@ def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Data
         "fine_tune": _fine_tune,
         "race": _race,
         "engine": _engine,
+        "export": _export,
     }[job.type](machine, job, dataset, parent)
     path = folder / FILE_NAME
     durable.write_bytes(path, durable.canonical_json({**common, **particular}))
@@ -185,6 +186,12 @@ def _engine(
 ) -> dict[str, Any]:
     threads = {"threads": machine.train_threads, "time_limit_seconds": None}
     return {**job.spec, **threads}
+
+
+def _export(
+    machine: Machine, job: Job, _dataset: Dataset | None, _parent: Dataset | None
+) -> dict[str, Any]:
+    return {**job.spec, "threads": machine.train_threads}
 
 
 def _race(

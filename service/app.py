@@ -27,6 +27,7 @@ from service.middleware import BrowserGuard
 from service.routers import (
     backbones,
     datasets,
+    exports,
     features,
     feedback,
     jobs,
@@ -79,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
         backbones.router,
         jobs.router,
         models.router,
+        exports.router,
         predict.router,
         features.router,
         feedback.router,

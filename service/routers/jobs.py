@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import re
-import shutil
 import time
 from typing import Annotated, Any
 
@@ -38,6 +37,7 @@ from service.services import (
     ServicesDep,
     model_name_from,
     new_id,
+    remove_run_folders,
 )
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -147,10 +147,10 @@ def retry_job(
 
 @router.delete("/{job_id}", status_code=204)
 def delete_job(services: ServicesDep, job_id: IdPath) -> Response:
-    """Delete an ended job and its log; a model it published stays."""
+    """Delete an ended job and its log; a model it published stays, an export goes."""
     with services.database.write() as connection:
         jobs.remove(connection, job_id)
-    shutil.rmtree(services.settings.data_dir / "runs" / job_id, ignore_errors=True)
+    remove_run_folders(services, [job_id])
     return Response(status_code=204)
 
 
@@ -262,7 +262,8 @@ def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
     if body.type == "race":
         return race_spec(services.catalogue, services.vault, body)
     if body.type != "fine_tune":
-        raise ValidationFailed.one("/type", "not-offered", "fine_tune and race are offered yet")
+        offered = "fine_tune and race; exports: POST /v1/models/{name}/versions/{version}/exports"
+        raise ValidationFailed.one("/type", "not-offered", f"offered here are {offered}")
     check_parameters(body.recipe, body.parameters)
     services.catalogue.backbone(body.backbone)
     spec = body.model_dump(mode="json", exclude={"webhook", "priority"})
@@ -338,7 +339,7 @@ def _body(job: Job, position: int | None) -> JobBody:
         attempt=job.attempt,
         retry_of=job.retry_of,
         result=job.result,
-        error=_error(job),
+        error=error_of(job),
         metadata=job.spec.get("metadata", {}),
         created_at=job.created_at,
         started_at=job.started_at,
@@ -346,7 +347,8 @@ def _body(job: Job, position: int | None) -> JobBody:
     )
 
 
-def _error(job: Job) -> dict[str, Any] | None:
+def error_of(job: Job) -> dict[str, Any] | None:
+    """Return why a job failed, as clients see it; None if it did not."""
     if job.error is None:
         return None
     code = job.error["code"]
