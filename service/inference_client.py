@@ -59,7 +59,7 @@ class InferenceClient:
         )
 
     async def predict(
-        self, artifact_digest: str, images: Sequence[bytes], wanted: Wanted
+        self, artifact_digest: str, images: Sequence[bytes | memoryview], wanted: Wanted
     ) -> dict[str, Any]:
         """Return `{"predictions", "abstention", "timing"}`; an image may have an `error` instead.
 

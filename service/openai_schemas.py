@@ -82,14 +82,6 @@ class FileObject(BaseModel):
     status_details: str | None
 
 
-class Deleted(BaseModel):
-    """What was deleted."""
-
-    id: str
-    object: str
-    deleted: Literal[True] = True
-
-
 class PartObject(BaseModel):
     """A part of an upload."""
 

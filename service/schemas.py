@@ -205,6 +205,14 @@ class ModelBody(BaseModel):
     created_at: datetime
 
 
+class Deleted(BaseModel):
+    """What was deleted."""
+
+    id: str
+    object: str
+    deleted: Literal[True] = True
+
+
 class AliasBody(BaseModel):
     """Where an alias points."""
 

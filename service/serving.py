@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -33,7 +34,7 @@ def resolve(services: Services, reference: str) -> Version:
 
 
 async def forward(
-    services: Services, version: Version, images: Sequence[bytes], wanted: Wanted
+    services: Services, version: Version, images: Sequence[bytes | memoryview], wanted: Wanted
 ) -> dict[str, Any]:
     """Return what the inference process says of images.
 
@@ -47,6 +48,11 @@ async def forward(
         raise ModelUnavailable(version.name, version.version, str(error)) from error
     services.metrics.saw_images(version.name, len(images))
     return answer
+
+
+def timing_of(answer: Mapping[str, Any], started: float) -> dict[str, Any]:
+    """Return what an answer cost since `started` (`time.perf_counter`), in milliseconds."""
+    return {**answer["timing"], "total_ms": round((time.perf_counter() - started) * 1e3, 3)}
 
 
 def server_timing(timing: Mapping[str, Any]) -> str:

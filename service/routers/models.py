@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Header, Path, Request, Response
 from sqlalchemy import Connection
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import FileResponse, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 
 from jobs.archives import pack_artifact, unpack_artifact
 from jobs.exports import rows as exports
@@ -26,6 +26,7 @@ from service.schemas import (
     AliasBody,
     AliasRequest,
     ComparisonBody,
+    Deleted,
     ModelBody,
     Page,
     ShadowBody,
@@ -73,15 +74,21 @@ def get_model(services: ServicesDep, name: NamePath) -> ModelBody:
         return _model_body(connection, models.get(connection, name))
 
 
-@router.delete("/{name}", status_code=204)
-def delete_model(services: ServicesDep, name: NamePath) -> Response:
+@router.delete("/{name}", status_code=204, responses={200: {"model": Deleted}})
+def delete_model(
+    services: ServicesDep,
+    name: NamePath,
+    accept: Annotated[str, Header(description="With `application/json` the answer is 200.")] = "",
+) -> Response:
     """Delete a model with its exports; requests under way are answered, later ones find nothing."""
     with services.database.write() as connection:
         found = models.versions(connection, name)
         models.remove(connection, name)
         exported = _remove_exports(connection, found)
     remove_run_folders(services, exported)
-    return Response(status_code=204)
+    if "application/json" not in accept:
+        return Response(status_code=204)
+    return JSONResponse(Deleted(id=name, object="model").model_dump())  # OpenAI's client reads it
 
 
 @router.get("/{name}/versions")

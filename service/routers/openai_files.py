@@ -13,11 +13,11 @@ from jobs.store import datasets
 from jobs.store.datasets import Dataset
 from models_cache.blobs import BlobStore
 from service.errors import ValidationFailed
-from service.openai_schemas import FINE_TUNE, Deleted, FileObject
+from service.openai_schemas import FINE_TUNE, FileObject
 from service.openai_shapes import file_object
 from service.routers.datasets import DatasetDep, Target, delete_dataset, store
-from service.schemas import Page
-from service.services import After, ServicesDep, checked_name
+from service.schemas import Deleted, Page
+from service.services import After, IdempotencyKey, ServicesDep, checked_name
 from service.uploads import Form, receive
 
 router = APIRouter(prefix="/v1/files", tags=["openai files"])
@@ -46,7 +46,9 @@ _FILE_BODY: dict[str, Any] = {
 
 
 @router.post("", openapi_extra=_FILE_BODY)
-async def create_file(request: Request, services: ServicesDep) -> FileObject:
+async def create_file(
+    request: Request, services: ServicesDep, idempotency_key: IdempotencyKey = None
+) -> FileObject:
     """Upload an archive of labelled images: multipart `file` and `purpose` (`fine-tune`)."""
     settings = services.settings
     async with receive(
@@ -55,7 +57,7 @@ async def create_file(request: Request, services: ServicesDep) -> FileObject:
         if upload.texts.get("purpose") != FINE_TUNE:
             raise ValidationFailed.one("/purpose", "not-offered", f"must be {FINE_TUNE}")
         target = target_of(upload.file_name or "dataset")
-        dataset = await run_in_threadpool(store, services, upload, target)
+        dataset = await run_in_threadpool(store, services, upload, target, idempotency_key)
     return file_object(dataset)
 
 

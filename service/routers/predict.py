@@ -12,7 +12,7 @@ from models_cache.errors import from_wire
 from service.image_bodies import IMAGES_BODY, read_images
 from service.inference_client import Wanted
 from service.services import ServicesDep, new_id
-from service.serving import ReferencePath, forward, model_body, resolve, server_timing
+from service.serving import ReferencePath, forward, model_body, resolve, server_timing, timing_of
 
 router = APIRouter(prefix="/v1/models", tags=["predict"])
 
@@ -39,7 +39,7 @@ async def predict(
     predictions = [_prediction(item) for item in answer["predictions"]]
     if alone and "error" in predictions[0]:
         raise from_wire(answer["predictions"][0]["error"])
-    timing = {**answer["timing"], "total_ms": round((time.perf_counter() - started) * 1e3, 3)}
+    timing = timing_of(answer, started)
     response.headers["Server-Timing"] = server_timing(timing)
     return {
         "id": new_id("pred"),

@@ -22,8 +22,16 @@ def said(service: RunningService, shared: Path) -> Json:
 
 
 @pytest.fixture(scope="module")
-def edges(service: RunningService, shared: Path, said: Json) -> Json:
-    assert said["file"], "the other program ran first: its lists hold nothing of this one"
+def edges(
+    service: RunningService,
+    graft: Graft,
+    shared: Path,
+    said: Json,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Json:
+    model = said["ended"]["fine_tuned_model"]
+    copied = graft.download_archive(model, 1, tmp_path_factory.mktemp("copied") / "model.zip")
+    graft.import_archive("copied", copied)
     archive = shared / "data" / "hymenoptera.zip"
     return run_client("openai_edges", CLIENT, service.url, str(archive))
 
@@ -91,6 +99,10 @@ def test_an_archive_in_parts_is_the_same_data_set(said: Json, edges: Json) -> No
     assert edges["file"]["id"] != said["file"]["id"]
     assert edges["cancelled_upload"]["status"] == "cancelled"
     assert edges["deleted"] == {"id": edges["file"]["id"], "object": "file", "deleted": True}
+
+
+def test_a_model_is_deleted(edges: Json) -> None:
+    assert edges["deleted_model"] == {"id": "copied", "object": "model", "deleted": True}
 
 
 def test_a_waiting_job_is_paused_and_resumed(edges: Json) -> None:

@@ -71,6 +71,7 @@ def main(url: str, archive: Path) -> None:
                 lambda: client.uploads.parts.create(given_up.id, data=b"x")
             ),
         },
+        "deleted_model": client.models.delete("copied").to_dict(),
         "deleted": client.files.delete(file_id).to_dict(),
     }
     print(json.dumps(said))
