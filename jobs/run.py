@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from jobs.batch_predict import BatchSpec, predict_all
+from jobs.exports.child import export
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import train
 from jobs.training.engine_build import build
@@ -53,6 +54,8 @@ def _work(
             return build(path, progress)
         if kind == "batch_predict":
             return predict_all(BatchSpec.load(path), progress, interruption)
+        if kind == "export":
+            return export(path, progress, interruption)
         if kind == "race":
             return race(RaceSpec.load(path), progress, interruption)
         return train(TrainSpec.load(path), progress, interruption)

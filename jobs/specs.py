@@ -108,6 +108,7 @@ def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Data
         "race": _race,
         "batch_predict": _batch_predict,
         "engine": _engine,
+        "export": _export,
     }[job.type](machine, job, dataset, parent)
     path = folder / FILE_NAME
     durable.write_bytes(path, durable.canonical_json({**common, **particular}))
@@ -202,6 +203,12 @@ def _batch_predict(
         "threads": machine.train_threads,
         "limits": machine.ingest_limits,
     }
+
+
+def _export(
+    machine: Machine, job: Job, _dataset: Dataset | None, _parent: Dataset | None
+) -> dict[str, Any]:
+    return {**job.spec, "threads": machine.train_threads}
 
 
 def _race(

@@ -54,12 +54,14 @@ SLOT_KINDS = {
     "data": ("ingest",),
     "weights": ("download",),
     "engine": ("engine",),
+    "export": ("export",),
 }
 CHILD_KINDS: dict[str, AttemptKind] = {
     "fine_tune": "train",
     "race": "train",
     "batch_predict": "train",
     "engine": "train",
+    "export": "train",
     "ingest": "ingest",
     "download": "download",
 }

@@ -28,6 +28,7 @@ from service.middleware import BrowserGuard, HeadAsGet
 from service.routers import (
     backbones,
     datasets,
+    exports,
     features,
     feedback,
     hugging_face,
@@ -82,6 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
         backbones.router,
         jobs.router,
         models.router,
+        exports.router,
         predict.router,
         features.router,
         feedback.router,

@@ -296,6 +296,22 @@ class Graft(Connection):
         """Save an artifact as a zip file."""
         return self._save(f"/v1/models/{name}/versions/{version}/archive", destination)
 
+    def export(self, name: str, version: int, format: str = "onnx") -> Json:  # noqa: A002
+        """Export a version as `onnx` or `torch_export`; `wait_for_job` of its id waits for it."""
+        path = f"/v1/models/{name}/versions/{version}/exports"
+        return self._call("POST", path, json={"format": format})
+
+    def export_of(self, name: str, version: int, export_id: str) -> Json:
+        """Return an export."""
+        return self._call("GET", f"/v1/models/{name}/versions/{version}/exports/{export_id}")
+
+    def download_export(
+        self, name: str, version: int, export_id: str, destination: Path | str
+    ) -> Path:
+        """Save an export as a zip file."""
+        path = f"/v1/models/{name}/versions/{version}/exports/{export_id}/file"
+        return self._save(path, destination)
+
     def import_archive(self, name: str, archive: Path | str) -> Json:
         """Publish a downloaded artifact as the next version of a model."""
         return self._send(f"/v1/models/{name}/versions", Path(archive), None, None)

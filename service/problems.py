@@ -23,8 +23,9 @@ from starlette.requests import ClientDisconnect
 from jobs import errors as jobs_errors
 from jobs import feedback_errors
 from jobs.datasets import errors as dataset_errors
+from jobs.exports import errors as exports_errors
 from models_cache import errors as cache_errors
-from models_cache import weights_errors
+from models_cache import export_errors, weights_errors
 from models_cache.errors import GraftError
 from service import errors as request_errors
 from service.error_forms import Told, foreign_error
@@ -40,6 +41,7 @@ STATUS: dict[type[GraftError], int] = {
     weights_errors.WeightsUnavailable: 503,
     cache_errors.ImageError: 422,
     cache_errors.ArtifactError: 422,
+    export_errors.ExportError: 422,
     cache_errors.InferenceError: 503,
     cache_errors.PredictTooLarge: 413,
     cache_errors.WireMalformed: 500,
@@ -60,6 +62,8 @@ STATUS: dict[type[GraftError], int] = {
     jobs_errors.ModelNotFound: 404,
     jobs_errors.VersionNotFound: 404,
     jobs_errors.AliasConflict: 409,
+    exports_errors.ExportNotFound: 404,
+    exports_errors.ExportNotReady: 409,
     jobs_errors.VersionInUse: 409,
     feedback_errors.FeedbackError: 409,
     feedback_errors.FeedbackNotFound: 404,

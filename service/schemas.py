@@ -94,6 +94,12 @@ class FeedbackRequest(Request):
     inputs: list[FeedbackInput] = Field(min_length=1, max_length=32)
 
 
+class ExportRequest(Request):
+    """`POST /v1/models/{name}/versions/{version}/exports`."""
+
+    format: Literal["onnx", "torch_export"]
+
+
 class ApplyFeedbackRequest(Request):
     """`POST /v1/models/{name}/feedback/apply`."""
 
@@ -262,6 +268,25 @@ class ApplyFeedbackBody(BaseModel):
     dataset: str
     job: str | None
     images: int
+
+
+class ExportBody(BaseModel):
+    """A version as a graph in a zip: made by the job of the same id."""
+
+    id: str
+    object: Literal["model.export"] = "model.export"
+    model: str
+    version: int
+    format: str
+    status: str
+    phase: str | None
+    file: dict[str, Any] | None = Field(description="`sha256` and `size` once it has succeeded.")
+    checked: dict[str, Any] | None = Field(
+        description="Largest differences to served probabilities, and of how many images."
+    )
+    error: dict[str, Any] | None
+    created_at: datetime
+    finished_at: datetime | None
 
 
 class FileBody(BaseModel):

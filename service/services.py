@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -93,6 +95,12 @@ IdempotencyKey = Annotated[
 def new_id(prefix: str) -> str:
     """Return a new id such as `job_0192...`; ids sort by the time they were made."""
     return f"{prefix}_{uuids.uuid7().hex}"
+
+
+def remove_run_folders(services: Services, job_ids: Iterable[str]) -> None:
+    """Remove what jobs that are deleted left on disk: logs, figures, progress."""
+    for job_id in job_ids:
+        shutil.rmtree(services.settings.data_dir / "runs" / job_id, ignore_errors=True)
 
 
 def checked_name(name: str, pointer: str) -> str:

@@ -208,6 +208,15 @@ def of_dataset(connection: Connection, dataset_id: str, job_type: str) -> Job | 
     return None if row is None else job_of(row)
 
 
+def of_model(
+    connection: Connection, model: str, job_type: str, project: str = DEFAULT_PROJECT
+) -> list[Job]:
+    """Return the jobs of a type that a model's name was given to, newest first."""
+    chosen = (jobs.c.project == project, jobs.c.model == model, jobs.c.type == job_type)
+    rows = connection.execute(select(jobs).where(*chosen).order_by(jobs.c.number.desc()))
+    return [job_of(row) for row in rows]
+
+
 def unfinished_of_type(connection: Connection, job_type: str) -> list[Job]:
     """Return the jobs of a type that have not ended, oldest first."""
     statement = select(jobs).where(jobs.c.type == job_type, jobs.c.status.not_in(TERMINAL))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import re
-import shutil
 import time
 from typing import Annotated, Any
 
@@ -46,6 +45,7 @@ from service.services import (
     ServicesDep,
     model_name_from,
     new_id,
+    remove_run_folders,
 )
 from service.serving import resolve
 
@@ -156,10 +156,10 @@ def retry_job(
 
 @router.delete("/{job_id}", status_code=204)
 def delete_job(services: ServicesDep, job_id: IdPath) -> Response:
-    """Delete an ended job and its log; a model it published stays."""
+    """Delete an ended job and its log; a model it published stays, an export goes."""
     with services.database.write() as connection:
         jobs.remove(connection, job_id)
-    shutil.rmtree(services.settings.data_dir / "runs" / job_id, ignore_errors=True)
+    remove_run_folders(services, [job_id])
     return Response(status_code=204)
 
 
@@ -275,8 +275,8 @@ def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
     if body.type == "batch_predict":
         return batch_spec(body, resolve(services, batch_reference(body)))
     if body.type != "fine_tune":
-        offered = "fine_tune, race and batch_predict are offered yet"
-        raise ValidationFailed.one("/type", "not-offered", offered)
+        offered = "exports are at POST /v1/models/{name}/versions/{version}/exports"
+        raise ValidationFailed.one("/type", "not-offered", f"not offered here; {offered}")
     if body.model is not None and "@" in body.model:
         raise ValidationFailed.one("/model", "not-a-name", "a new version has no number yet")
     check_parameters(body.recipe, body.parameters)
@@ -354,7 +354,7 @@ def _body(job: Job, position: int | None) -> JobBody:
         attempt=job.attempt,
         retry_of=job.retry_of,
         result=job.result,
-        error=_error(job),
+        error=error_of(job),
         metadata=job.spec.get("metadata", {}),
         created_at=job.created_at,
         started_at=job.started_at,
@@ -362,7 +362,8 @@ def _body(job: Job, position: int | None) -> JobBody:
     )
 
 
-def _error(job: Job) -> dict[str, Any] | None:
+def error_of(job: Job) -> dict[str, Any] | None:
+    """Return why a job failed, as clients see it; None if it did not."""
     if job.error is None:
         return None
     code = job.error["code"]
