@@ -46,7 +46,6 @@ from models_cache.asgi import (
 from models_cache.batching import Batcher, Room
 from models_cache.decode import ImageLimits
 from models_cache.devices import choose_device
-from models_cache.engines import Engine
 from models_cache.errors import (
     BlobMissing,
     GraftError,
@@ -57,7 +56,7 @@ from models_cache.errors import (
 )
 from models_cache.loaded import Pinned, SharedLoads
 from models_cache.predictor import Predictor
-from models_cache.served_models import BackboneKey, Model
+from models_cache.served_models import BackboneKey, LoadedBackbone, Model
 
 _MAX_JSON_BYTES = 4096  # of a /load body
 _LOADERS = 4  # threads that read weights; a slow load must not hold up another model's
@@ -246,7 +245,7 @@ class InferenceApp:
         with await self._backbones.pin(key):
             return await self._in_loader(self._predictor.pin, digest)
 
-    async def _load_backbone(self, key: BackboneKey) -> Pinned[Engine]:
+    async def _load_backbone(self, key: BackboneKey) -> Pinned[LoadedBackbone]:
         return await self._in_loader(self._predictor.pin_backbone, key)
 
     async def _in_loader(self, load: Callable[[_Key], _Loaded], key: _Key) -> _Loaded:

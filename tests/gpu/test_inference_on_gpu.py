@@ -101,7 +101,8 @@ def predict(predictor: Predictor, digests: list[str], images: list[Pixels]) -> t
     models = [predictor.pin(digest).value for digest in digests]
     queued = [QueuedImage(model, pixels) for model, pixels in zip(models, images, strict=True)]
     outcomes = predictor.forward(models[0].backbone_key, queued)
-    return torch.stack([found.scores for found in outcomes if isinstance(found, ImageOutput)])
+    scores = [found.scores for found in outcomes if isinstance(found, ImageOutput)]
+    return torch.from_numpy(np.stack(scores))
 
 
 def test_a_model_made_on_a_cpu_is_accepted_and_answers_the_same_on_cuda(data_folder: Path) -> None:

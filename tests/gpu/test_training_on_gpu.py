@@ -19,7 +19,7 @@ from jobs.training.spec import TrainSpec
 from models_cache.artifacts import Artifact, read_artifact
 from models_cache.backbones import build_backbone
 from models_cache.blobs import BlobStore
-from models_cache.classifiers import check_golden, load_classifier
+from models_cache.classifiers import check_golden, load_classifier, outputs_of_classifier
 from models_cache.engines import choose_engine
 from models_cache.features import freeze
 from tests.training_jobs import SMALL, TrainingJob, store_dataset, training_spec, write_catalogue
@@ -77,8 +77,10 @@ def test_a_model_trained_on_the_gpu_gives_its_golden_outputs_on_the_cpu(
     weights_path = job.data_folder / "weights" / f"{_ARCHITECTURE}-drawn.pth"
     blobs = BlobStore(job.data_folder / "blobs")
     classifier = load_classifier(artifact, blobs, weights_path)
-    check_golden(classifier, artifact, blobs)
-    check_golden(classifier.to(cuda), artifact, blobs)
+    check_golden(outputs_of_classifier(classifier, artifact.facts.preprocessing), artifact, blobs)
+    check_golden(
+        outputs_of_classifier(classifier.to(cuda), artifact.facts.preprocessing), artifact, blobs
+    )
 
 
 @pytest.mark.parametrize(
