@@ -80,20 +80,18 @@ class _Clock:
 def main() -> None:
     """Run both by turns, print the ratios, write the JSON."""
     options = _parse_options()
-    if any(os.environ.get(name) != value for name, value in TRAINING_ENVIRONMENT.items()):
-        # C libraries read it when they are loaded; both loops run as trainings of the service do
-        environment = {**os.environ, **TRAINING_ENVIRONMENT}
-        os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606 - ourselves
+    run_as_trainings_do()
     device = choose_device(options.device)
     numerics = set_up(device, options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = _load(Path(folder), options)
+        dataset = load(Path(folder), options)
         steps: dict[str, list[float]] = {name: [] for name in ("bare", *_VARIANTS)}
         for turn in range(options.rounds + 1):
             for name in steps:
-                seconds = (
-                    _bare(options, device) if name == "bare" else _ours(name, dataset, options)
-                )
+                if name == "bare":
+                    seconds = _bare(options, device)
+                else:
+                    seconds = ours(_VARIANTS[name], dataset, options)
                 if turn:  # the first turn warms up
                     steps[name] += seconds
     # What else the machine does only ever adds to a step: the fastest show the loops themselves
@@ -118,12 +116,25 @@ def main() -> None:
         options.json.write_text(text + "\n")
 
 
+def run_as_trainings_do() -> None:
+    """Start this program again if its environment is not that of the service's trainings."""
+    if any(os.environ.get(name) != value for name, value in TRAINING_ENVIRONMENT.items()):
+        environment = {**os.environ, **TRAINING_ENVIRONMENT}  # C libraries read it when loaded
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606 - ourselves
+
+
 def _ratios(seconds: dict[str, float]) -> dict[str, float]:
     return {name: round(seconds["bare"] / seconds[name], 3) for name in _VARIANTS}
 
 
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_options(parser)
+    return parser.parse_args()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Let the command line say what is trained, and how long."""
     parser.add_argument("--archive", type=Path, required=True, help="a zip of train/<class>/")
     parser.add_argument("--architecture", default="mobilenet_v2")
     parser.add_argument("--device", default="auto")
@@ -132,10 +143,9 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each loop")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="where the figures are written")
-    return parser.parse_args()
 
 
-def _load(folder: Path, options: argparse.Namespace) -> LoadedDataset:
+def load(folder: Path, options: argparse.Namespace) -> LoadedDataset:
     """Decode as many images as the steps of one turn need."""
     blobs, images = BlobStore(folder / "blobs"), []
     count = options.batch_size * (options.steps + 1)
@@ -195,16 +205,30 @@ def _bare(options: argparse.Namespace, device: torch.device) -> list[float]:
     return _between(ended)
 
 
-def _ours(name: str, dataset: LoadedDataset, options: argparse.Namespace) -> list[float]:
-    """Return the seconds of each step but the first of fine-tuning's loop."""
+def ours(
+    changes: dict[str, Any],
+    dataset: LoadedDataset,
+    options: argparse.Namespace,
+    activations: Path | None = None,
+) -> list[float]:
+    """Return the seconds of each step but the first of fine-tuning's loop.
+
+    Args:
+        changes: Parameters that differ from the recipe's defaults.
+        dataset: What is learned from.
+        options: Network, device and batch size.
+        activations: Where those of frozen stages are kept; None to compute them in each epoch.
+    """
     device = choose_device(options.device)
-    recipe, clock = _recipe(options, **_VARIANTS[name]), _Clock()
+    recipe, clock = _recipe(options, **changes), _Clock()
     state = _state(recipe, options.architecture, device)
     data = TrainingData(
         dataset, dataset.indices("train"), np.array([0], dtype=np.int64), Preprocessing()
     )
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    around = Surroundings(0, dtype, clock, Interruption(None), lambda _state: None)
+    around = Surroundings(
+        0, dtype, clock, Interruption(None), lambda _state: None, activations_folder=activations
+    )
     fine_tune(state, Classification(_CLASSES), data, recipe, around)
     return _between(clock.ended)
 

@@ -235,10 +235,13 @@ class AliasConflict(ModelError):
 
 @leaf
 class AliasReserved(ModelError):
-    """An alias that is set by Graft alone."""
+    """An alias that cannot be changed so."""
 
     code = "alias-reserved"
-    sentence = "alias {alias!r} cannot be set: it always is the highest version"
+    sentence = (
+        "alias {alias!r} cannot be changed so: `latest` always is the highest version, "
+        "and `default` always points somewhere"
+    )
     alias: str
 
 

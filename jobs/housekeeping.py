@@ -1,4 +1,4 @@
-"""Keeps what can be made again, decoded pixels, features and engines, within a bound on disk."""
+"""Keeps what can be made again (pixels, features, engines, indexes) within a bound on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def bound_caches(data_folder: Path, limit_bytes: int) -> None:
     pixels_bytes = int(limit_bytes * _PIXELS_FRACTION)
     PixelCache(data_folder / "cache" / "pixels").evict(pixels_bytes)
     cache = data_folder / "cache"
-    rest = [*cache.glob("features/*.safetensors"), *cache.glob("engines/*.onnx")]
+    kinds = ("features/*.safetensors", "engines/*.onnx", "neighbours/*.npy")
+    rest = [path for kind in kinds for path in cache.glob(kind)]
     _remove_oldest(rest, limit_bytes - pixels_bytes)
 
 

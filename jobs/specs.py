@@ -25,7 +25,7 @@ class Machine:
         weights_catalogues: JSON files that add weights.
         offline: Never open a connection for weights.
         device: `auto`, `cpu`, `cuda` or `cuda:<n>`.
-        gpus: How many there are; trainings side by side get one each.
+        gpus: Names of those that torch finds, in its order; trainings side by side get one each.
         train_threads: CPU threads of a training child.
         ingest_limits: Overrides of `IngestLimits` fields.
         code_version: Version of this program, recorded in artifacts.
@@ -37,23 +37,32 @@ class Machine:
     weights_catalogues: tuple[str, ...] = ()
     offline: bool = False
     device: str = "auto"
-    gpus: int = 0
+    gpus: tuple[str, ...] = ()
     train_threads: int = 1
     ingest_limits: dict[str, Any] = field(default_factory=dict)
     code_version: str = "0"
     faults: str = ""
 
+    @property
+    def usable_gpus(self) -> tuple[str, ...]:
+        """The GPUs that trainings use: none, the one of `device`, or all."""
+        if self.device == "cpu":
+            return ()
+        if self.device == "auto":
+            return self.gpus
+        number = int(self.device.partition(":")[2] or 0)
+        return self.gpus[number : number + 1]
+
     def at_place(self, place: int) -> Machine:
         """Return this machine as the training in a slot's `place` sees it: with its own GPU."""
-        if self.device != "auto" or self.gpus < 2:
+        if self.device != "auto" or len(self.gpus) < 2:
             return self
-        return replace(self, device=f"cuda:{place % self.gpus}")
+        return replace(self, device=f"cuda:{place % len(self.gpus)}")
 
-    def gpu_at(self, place: int) -> int | None:
-        """Return the number of the GPU of a slot's `place`; None where a CPU trains."""
-        if self.device == "cpu" or self.gpus == 0:
-            return None
-        return int(self.at_place(place).device.partition(":")[2] or 0)
+    def gpu_at(self, place: int) -> str | None:
+        """Return the name of the GPU of a slot's `place`; None where a CPU trains."""
+        usable = self.usable_gpus
+        return usable[place % len(usable)] if usable else None
 
     def run_folder(self, job_id: str) -> Path:
         """Return the folder of a job: its attempts and checkpoints."""
@@ -121,7 +130,7 @@ def _ingest(
         "limits": machine.ingest_limits,
         "resize_px": 256,
         "interpolation": "bilinear",
-        **{key: job.spec[key] for key in ("val_fraction",) if key in job.spec},
+        **{key: job.spec[key] for key in ("val_fraction", "corrections") if key in job.spec},
     }
 
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from models_cache.artifacts import MULTILABEL
+from models_cache.calibration import set_confidence
 from models_cache.errors import GraftError, ModelUnhealthy
 from models_cache.novelty import judge, runs
 from models_cache.served_models import LoadedHead, Model, Pixels
@@ -25,7 +26,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class QueuedImage:
-    """One image on its way to a forward pass: pixels uint8 `[crop, crop, 3]`.
+    """One image on its way to a forward pass: pixels `[crop, crop, 3]`.
 
     It holds its model itself, so that no eviction takes it away.
     """
@@ -39,15 +40,19 @@ class ImageOutput:
     """What a model says of one image.
 
     Args:
+        logits: What scores are the softmax or sigmoid of, float32 `[C]`.
         scores: Calibrated, float32 `[C]`; with sum 1 unless there may be several labels.
         ood_score: Fraction of the known images that are less unusual; None if the model cannot
             tell.
         out_of_distribution: Whether that is too many for an image like the known ones.
+        features: What the backbone makes of it, float32 `[D]`.
     """
 
+    logits: Array
     scores: Array
     ood_score: float | None
     out_of_distribution: bool
+    features: Array
 
 
 def answers_of(images: Sequence[QueuedImage]) -> list[ImageOutput | GraftError]:
@@ -79,14 +84,18 @@ def outputs_of(heads: Sequence[LoadedHead], features: Array) -> list[ImageOutput
     classes = np.array([len(head.bias) for head in heads])
     finite = np.isfinite(logits).sum(axis=1) == classes  # what is behind a head's classes is not
     logits[~finite] = 0
+    logits /= np.array([head.temperature for head in heads], np.float32)[:, None]
     scores = _scores(heads, logits)
-    ood_scores, strange = _strangeness(heads, features)
-    return [
-        ImageOutput(scores[row, : classes[row]], ood_scores[row], strange[row])
-        if finite[row]
-        else ModelUnhealthy(head.artifact.digest)
-        for row, head in enumerate(heads)
-    ]
+    judged = zip(*_strangeness(heads, features), strict=True)
+    outcomes: list[ImageOutput | GraftError] = []
+    for row, (head, strangeness) in enumerate(zip(heads, judged, strict=True)):
+        if finite[row]:
+            own = slice(classes[row])
+            rows = logits[row, own], scores[row, own]
+            outcomes.append(ImageOutput(*rows, *strangeness, features[row]))
+        else:
+            outcomes.append(ModelUnhealthy(head.artifact.digest))
+    return outcomes
 
 
 def _logits(heads: Sequence[LoadedHead], features: Array) -> Array:
@@ -102,15 +111,13 @@ def _logits(heads: Sequence[LoadedHead], features: Array) -> Array:
 
 
 def _scores(heads: Sequence[LoadedHead], logits: Array) -> Array:
-    """Return calibrated scores `[B, C]`."""
-    temperatures = np.array([head.temperature for head in heads], np.float32)
-    scaled = logits / temperatures[:, None]
-    scores: Array = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    """Return scores `[B, C]` of calibrated logits."""
+    scores: Array = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
     several = [head.artifact.facts.task == MULTILABEL for head in heads]
     if any(several):
         with np.errstate(over="ignore"):  # a score of 0
-            scores[several] = 1 / (1 + np.exp(-scaled[several]))
+            scores[several] = 1 / (1 + np.exp(-logits[several]))
     return scores
 
 
@@ -131,17 +138,23 @@ def _strangeness(
     return scores, strange
 
 
-def labels_of(scores: Array, model: Model) -> dict[str, list[str]]:
-    """Return `{"labels": [...]}`, the classes whose score reaches theirs; empty for one label.
+def decided(scores: Array, model: Model) -> tuple[dict[str, Any], float]:
+    """Return what an answer says besides scores, and the confidence that error budgets ask for.
+
+    With one label nothing and the highest score; with several `labels`, the classes whose score
+    reaches theirs, and `score`, the confidence in exactly these.
 
     Args:
         scores: float32 `[C]`.
         model: What they are of.
     """
     if model.thresholds is None:
-        return {}
-    scored = zip(model.classes, scores.tolist(), model.thresholds, strict=True)
-    return {"labels": [name for name, score, threshold in scored if score >= threshold]}
+        return {}, float(scores.max())
+    values = scores.astype(np.float64)
+    claimed = values >= np.array(model.thresholds)
+    confidence = float(set_confidence(values, claimed))
+    labels = [name for name, flag in zip(model.classes, claimed, strict=True) if flag]
+    return {"labels": labels, "score": confidence}, confidence
 
 
 def ranked(scores: Array, classes: Sequence[str], top_k: int | None) -> list[dict[str, Any]]:

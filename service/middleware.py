@@ -12,7 +12,7 @@ from typing import Any
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
 
-from service.problems import problem_answer
+from service.problems import error_answer
 
 log = logging.getLogger("graft.access")
 
@@ -21,6 +21,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Observe = Callable[[Scope, int, float], None]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -32,10 +33,15 @@ class RequestLog:
 
     The outermost layer, so that the answer to a bug of ours has an id too. A client that hangs up
     while it sends is no error: one line, no traceback.
+
+    Args:
+        app: What handles requests.
+        observe: Told of every request: its scope, its status and its seconds.
     """
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: Application, observe: Observe) -> None:
         self._app = app
+        self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -64,9 +70,10 @@ class RequestLog:
         except ClientDisconnect:
             pass
         finally:
-            milliseconds = (time.perf_counter() - started) * 1e3
+            seconds = time.perf_counter() - started
             path = ascii(scope["path"][:200])[1:-1]
-            log.info("%s %s %d %.1fms %s", scope["method"], path, status, milliseconds, request_id)
+            log.info("%s %s %d %.1fms %s", scope["method"], path, status, seconds * 1e3, request_id)
+            self._observe(scope, status, seconds)
 
 
 class BrowserGuard:
@@ -91,7 +98,7 @@ class BrowserGuard:
         if reason is None:
             await self._app(scope, receive, send)
             return
-        answer = problem_answer(Request(scope), 403, "forbidden-origin", reason, [])
+        answer = error_answer(Request(scope), 403, "forbidden-origin", reason, [])
         await answer(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> str | None:

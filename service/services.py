@@ -16,8 +16,11 @@ from models_cache.catalogue import Catalogue
 from models_cache.errors import InferenceOverloaded
 from models_cache.weights import WeightsVault
 from service.errors import ValidationFailed
+from service.indexing import Indexer
 from service.inference_client import InferenceClient
+from service.metrics import ServiceMetrics
 from service.settings import Settings
+from service.shadowing import Shadows
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
@@ -53,6 +56,9 @@ class Services:
     vault: WeightsVault
     inference: InferenceClient
     predicting: Crowd
+    indexer: Indexer
+    shadows: Shadows
+    metrics: ServiceMetrics
 
 
 def _services(request: Request) -> Services:

@@ -20,6 +20,7 @@ from jobs.datasets.appearance import Appearance, appearance_of
 from jobs.datasets.array_unpack import array_reader, unpack_arrays
 from jobs.datasets.checking import Checker
 from jobs.datasets.confine import limit_ingest
+from jobs.datasets.corrections import corrected
 from jobs.datasets.decoding import DecoderPool
 from jobs.datasets.errors import ClassWithoutImages, EmptyDataset, printable
 from jobs.datasets.ingest_spec import IngestSpec
@@ -115,6 +116,8 @@ class Ingest:
             checker = Checker(decoders, spool, self._progress)
             checker.decode({image.sha256: unpacked.images[image.path].path for image in images})
             images = checker.usable(images, spec.limits.max_unreadable_fraction, report)
+            if spec.corrections:
+                images, kept = corrected(images, kept)
             if parent is not None and parent_pixels is None:
                 self._decode_again(parent, checker)
         faults.reach("ingest.after_decode")

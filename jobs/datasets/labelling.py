@@ -62,7 +62,7 @@ def label_images(
 
 def _layout(unpacked: Unpacked, limits: IngestLimits) -> Layout:
     if unpacked.labels is not None:
-        return Layout(unpacked.labels)
+        return Layout(unpacked.labels, several=unpacked.several)
     return find_layout(
         unpacked.images.keys(),
         sorted(unpacked.metadata),

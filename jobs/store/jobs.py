@@ -174,6 +174,21 @@ def queue_position(connection: Connection, job: Job) -> int | None:
     )
 
 
+def count_by_status(connection: Connection) -> dict[JobState, int]:
+    """Return how many jobs are in each state, those with none included; all projects together."""
+    rows = connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
+    found = {str(status): int(count) for status, count in rows}
+    return {state: found.get(state.value, 0) for state in JobState}
+
+
+def queued_since(connection: Connection) -> datetime | None:
+    """Return when the job that is queued for longest was accepted; None if none is queued."""
+    since: datetime | None = connection.scalar(
+        select(func.min(jobs.c.created_at)).where(jobs.c.status == JobState.QUEUED)
+    )
+    return since
+
+
 def unfinished_using(connection: Connection, dataset_id: str) -> list[str]:
     """Return the ids of jobs that still need a dataset (its own ingest not counted)."""
     statement = select(jobs.c.id).where(

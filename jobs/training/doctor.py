@@ -92,7 +92,7 @@ def examine(ready: Ready, features: Tensor, fit: HeadFit) -> None:
         findings = [
             # A set of labels has no likeliest other one: with several there is nothing to suggest
             *(() if manifest.task == MULTILABEL else _mislabels(manifest, logits, train)),
-            *_odd_features(manifest, features, place.interruption.poll),
+            *odd_features(manifest, features, place.interruption.poll),
         ]
     told = [finding.as_json() for finding in findings]
     data = canonical_json({"format": FORMAT, "examined": _examined(ready), "findings": told})
@@ -207,9 +207,23 @@ def _mislabels(manifest: Manifest, logits: Tensor, train: Tensor) -> Iterable[Fi
         yield Finding("likely-mislabelled", fact, items)
 
 
-def _odd_features(
+def odd_features(
     manifest: Manifest, features: Tensor, poll: Callable[[], None]
 ) -> Iterable[Finding]:
+    """Yield what comparing all images with all others tells, or that they are too many for it.
+
+    Args:
+        manifest: The data set.
+        features: Of its images, float32 `[N, D]`.
+        poll: Called now and then; may raise to leave.
+    """
+    if len(features) > _MOST_IMAGES:
+        fact = (
+            f"similar images and outliers were not looked for: there are {len(features)} images, "
+            f"and up to {_MOST_IMAGES} are compared with each other"
+        )
+        checks = ["similar-across-splits", "similar-images", "outliers"]
+        yield Finding("not-compared", fact, [{"check": check} for check in checks])
     if not _FEWEST_IMAGES <= len(features) <= _MOST_IMAGES:
         return
     near = neighbourhood(features, poll)

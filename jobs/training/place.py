@@ -14,6 +14,7 @@ from jobs.progress import ProgressWriter
 from jobs.training.checkpoint import Checkpoint, Checkpoints
 from jobs.training.device import Numerics, set_up
 from jobs.training.interruption import Interruption
+from jobs.training.rates import RatesFolder
 from jobs.training.spec import TrainSpec
 from models_cache.blobs import BlobStore
 from models_cache.devices import choose_device
@@ -58,6 +59,12 @@ class Place:
         return cls(spec, progress, interruption, device, set_up(device, threads), checkpoint)
 
     @property
+    def training_dtype(self) -> torch.dtype:
+        """Type of forward passes that are learned from."""
+        dtype: torch.dtype = getattr(torch, self.numerics.training_dtype)
+        return dtype
+
+    @property
     def blobs(self) -> BlobStore:
         """Immutable files: images, manifests, artifacts."""
         return BlobStore(self.spec.data_folder / "blobs")
@@ -76,6 +83,11 @@ class Place:
     def engines(self) -> EngineStore:
         """Engines built for the next job."""
         return EngineStore(self.spec.data_folder / "cache" / "engines")
+
+    @property
+    def rates(self) -> RatesFolder:
+        """How fast earlier jobs were."""
+        return RatesFolder(self.spec.data_folder / "cache" / "rates")
 
     @property
     def checkpoints(self) -> Checkpoints:

@@ -44,6 +44,12 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _LONGEST_WAIT_SECONDS = 120.0
 _POLL_SECONDS = 0.05
+#: Where what was asked for is already done, or under way.
+_DONE = {
+    JobEvent.CANCEL: (JobState.CANCELLING, JobState.CANCELLED),
+    JobEvent.PAUSE: (JobState.PAUSING, JobState.PAUSED),
+    JobEvent.RESUME: (JobState.QUEUED, JobState.RUNNING),
+}
 _WAIT_PREFERENCE = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")
 
 
@@ -65,11 +71,11 @@ async def create_job(
     prefer: Annotated[str | None, Header(description="`wait=N`: wait up to N seconds.")] = None,
 ) -> JobBody:
     """Queue a job; with `Prefer: wait=N` the answer comes at its end or after N seconds."""
-    job = await run_in_threadpool(_accept, services, body, idempotency_key)
+    job = await run_in_threadpool(accept, services, body, idempotency_key)
     wait_seconds = _preferred_wait(prefer)
     if wait_seconds:
         response.headers["Preference-Applied"] = f"wait={wait_seconds:.0f}"
-        job = await _wait_for_end(services, job, wait_seconds)
+        job = await wait_for_end(services, job, wait_seconds)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return await run_in_threadpool(_placed, services, job)
 
@@ -98,22 +104,19 @@ def get_job(services: ServicesDep, job: JobDep) -> JobBody:
 @router.post("/{job_id}/cancel")
 def cancel_job(services: ServicesDep, job: JobDep) -> JobBody:
     """Stop a job; a running one is stopped within two seconds. Repeating it changes nothing."""
-    done = (JobState.CANCELLING, JobState.CANCELLED)
-    return _placed(services, _ask(services, job, JobEvent.CANCEL, done))
+    return _placed(services, ask(services, job, JobEvent.CANCEL))
 
 
 @router.post("/{job_id}/pause")
 def pause_job(services: ServicesDep, job: JobDep) -> JobBody:
     """Write a checkpoint and free the slot until `resume`."""
-    done = (JobState.PAUSING, JobState.PAUSED)
-    return _placed(services, _ask(services, job, JobEvent.PAUSE, done))
+    return _placed(services, ask(services, job, JobEvent.PAUSE))
 
 
 @router.post("/{job_id}/resume")
 def resume_job(services: ServicesDep, job: JobDep) -> JobBody:
     """Queue a paused job again; it goes on from its checkpoint."""
-    done = (JobState.QUEUED, JobState.RUNNING)
-    return _placed(services, _ask(services, job, JobEvent.RESUME, done))
+    return _placed(services, ask(services, job, JobEvent.RESUME))
 
 
 @router.post(
@@ -198,8 +201,14 @@ def _run_folder(services: Services, job: Job) -> pathlib.Path:
     return services.settings.data_dir / "runs" / job.id
 
 
-def _accept(services: Services, body: JobRequest, idempotency_key: str | None) -> Job:
-    """Check a request completely, then put the job and its key on disk in one transaction."""
+def accept(services: Services, body: JobRequest, idempotency_key: str | None) -> Job:
+    """Check a request completely, then put the job and its key on disk in one transaction.
+
+    Raises:
+        ValidationFailed, RecipeError, WeightsError: Something of it is unknown or out of bounds.
+        DatasetNotFound, DatasetRejected: There is nothing to train on.
+        IdempotencyMismatch: The key was used for another request.
+    """
     fingerprint = durable.sha256_of_bytes(
         durable.canonical_json(["jobs", body.model_dump(mode="json")])
     )
@@ -264,11 +273,16 @@ def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
     return spec
 
 
-def _ask(services: Services, job: Job, event: JobEvent, done: tuple[JobState, ...]) -> Job:
-    """Move a job if its state allows; a repeated request finds it done and changes nothing."""
+def ask(services: Services, job: Job, event: JobEvent) -> Job:
+    """Move a job if its state allows; a repeated request finds it done and changes nothing.
+
+    Raises:
+        JobNotFound: It was deleted meanwhile.
+        IllegalTransition: It cannot do that in its state.
+    """
     with services.database.write() as connection:
         current = jobs.get(connection, job.id)
-        if current.status in done:
+        if current.status in _DONE[event]:
             return current
         return lifecycle.move(connection, current, event)
 
@@ -278,7 +292,9 @@ def _preferred_wait(prefer: str | None) -> float:
     return min(float(match.group(1)), _LONGEST_WAIT_SECONDS) if match else 0.0
 
 
-async def _wait_for_end(services: Services, job: Job, wait_seconds: float) -> Job:
+async def wait_for_end(services: Services, job: Job, wait_seconds: float) -> Job:
+    """Return the job at its end, or as it is after `wait_seconds`."""
+
     def look() -> Job:
         with services.database.read() as connection:
             return jobs.get(connection, job.id)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models_cache.artifacts import PLOT_FILES
 from service.client import Graft, Json
 from tests.acceptance.running import RunningService
 
@@ -102,7 +103,7 @@ def test_head_is_far_above_chance_and_serves_what_was_reported(
     assert reported >= _HEAD_BAR > chance + 0.15
     evaluation = graft.evaluation("labeller", head_job["result"]["version"])
     assert evaluation["thresholds_from"] == "train-folds"
-    predicted = {row["image"]: row["predicted"] for row in evaluation["predictions"]}
+    reported_of = {row["image"]: row for row in evaluation["predictions"]}
     held_out = graft.images(dataset["id"], split="val")
     with zipfile.ZipFile(archive) as packed:
         for start in range(0, len(held_out), 32):
@@ -110,9 +111,67 @@ def test_head_is_far_above_chance_and_serves_what_was_reported(
             answer = graft.predict("labeller", *[packed.read(item["path"]) for item in batch])
             assert answer["task"] == "multi-label-classification"
             for item, prediction in zip(batch, answer["predictions"], strict=True):
-                assert prediction["labels"] == predicted[item["id"]]
+                row = reported_of[item["id"]]
+                assert prediction["labels"] == row["predicted"]
+                assert prediction["score"] == pytest.approx(row["score"], abs=1e-3)
                 assert "label" not in prediction
                 assert len(prediction["scores"]) == 4
+
+
+def test_scores_are_calibrated_and_budgets_are_of_whole_sets(
+    graft: Graft, dataset: Json, archive: Path, head_job: Json
+) -> None:
+    evaluation = graft.evaluation("labeller", head_job["result"]["version"])
+    calibration = evaluation["calibration"]
+    assert calibration["fitted_on"] == "train-folds"
+    assert calibration["after"]["nll"] <= calibration["before"]["nll"] + 0.02
+    assert head_job["metrics"]["val/ece"] == calibration["after"]["ece"]
+    possible = [row for row in evaluation["abstention"] if row["threshold"] is not None]
+    assert possible, "240 images promise no budget up to 0.2"
+    budget = possible[-1]
+    # The bound itself is not asked for: one photograph is half of several images, so those out of
+    # fold are easier here than new ones
+    assert budget["measured"]["error"] <= 1 - evaluation["exact_match"]
+    held_out = graft.images(dataset["id"], split="val")[:32]
+    with zipfile.ZipFile(archive) as packed:
+        pictures = [packed.read(item["path"]) for item in held_out]
+    answer = graft.predict("labeller", *pictures, max_error=budget["max_error"])
+    assert answer["abstention"]["threshold"] == budget["threshold"]
+    for prediction in answer["predictions"]:
+        unsure = prediction["score"] <= budget["threshold"]
+        assert prediction["abstained"] == (unsure or prediction["out_of_distribution"])
+    assert not all(prediction["abstained"] for prediction in answer["predictions"])
+    refused = graft.predict("labeller", pictures[0], max_error=0.0001)
+    assert refused["abstention"]["threshold"] is None
+
+
+def test_auto_serves_the_head_and_compares_the_network_with_it(graft: Graft, dataset: Json) -> None:
+    job = graft.submit(
+        dataset["id"], backbone="squeezenet1_1", recipe="auto", model="labeller-auto",
+        parameters={"epochs": 1},
+    )  # fmt: skip
+    result = graft.wait_for_job(job["id"])["result"]
+    assert result["candidates"][0]["version"] == 1
+    assert result["comparison"]["images"] == _COUNTS["val"]
+    for candidate in result["candidates"]:
+        evaluation = graft.evaluation("labeller-auto", candidate["version"])
+        assert evaluation["mean_average_precision"] > 0.8
+
+
+def test_scratch_learns_labels_without_pretrained_weights(
+    graft: Graft, dataset: Json, archive: Path
+) -> None:
+    job = graft.submit(
+        dataset["id"], backbone="squeezenet1_1", recipe="scratch", model="labeller-scratch",
+        parameters={"epochs": 1},
+    )  # fmt: skip
+    done = graft.wait_for_job(job["id"])
+    evaluation = graft.evaluation("labeller-scratch", done["result"]["version"])
+    assert evaluation["calibration"]["cross_fitted"]  # val is all that was held out
+    assert 0 < done["metrics"]["val/mean_average_precision"] <= 1
+    with zipfile.ZipFile(archive) as packed:
+        answer = graft.predict("labeller-scratch", packed.read("val/0.jpg"))
+    assert set(answer["predictions"][0]["labels"]) <= set(dataset["classes"])
 
 
 def test_finetune_is_not_worse_than_head(graft: Graft, dataset: Json) -> None:
@@ -133,6 +192,9 @@ def test_the_model_comes_back_from_its_archive(
     with zipfile.ZipFile(path) as packed:
         card = packed.read("README.md").decode()
         facts = json.loads(packed.read("artifact.json"))
+        plots = {name for name in packed.namelist() if name.endswith(".svg")}
     assert card.startswith("# Image labeller: 4 labels")
+    assert plots == set(PLOT_FILES) - {"confusion.svg"}
+    assert all(f"]({name})" in card for name in plots)
     assert len(facts["thresholds"]) == 4
     graft.import_archive("labeller-again", path)
