@@ -12,7 +12,7 @@ from typing import Any
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
 
-from service.problems import error_answer
+from service.problems import GONE_STATUS, error_answer
 
 log = logging.getLogger("graft.access")
 
@@ -25,7 +25,6 @@ Observe = Callable[[Scope, int, float], None]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_GONE_STATUS = 499  # as nginx calls a client that hung up
 
 
 class RequestLog:
@@ -51,7 +50,7 @@ class RequestLog:
         request_id = _given_id(scope) or uuids.uuid7().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
-        status = _GONE_STATUS
+        status = GONE_STATUS
 
         async def sending(message: Message) -> None:
             nonlocal status

@@ -120,7 +120,7 @@ def test_a_batch_beyond_the_memory_of_the_device_is_answered_in_parts(data_folde
     torch.cuda.set_per_process_memory_fraction(bound)
     batcher = Batcher[BackboneKey, QueuedImage, ImageOutput](predictor.forward, count, count)
     try:
-        answers = [batcher.submit(key, QueuedImage(model, pixels)) for pixels in images]
+        answers = [batcher.submit(key, "me", QueuedImage(model, pixels)) for pixels in images]
         batcher.start()
         sizes = {answer.result(DEADLINE_SECONDS).batch_images for answer in answers}
     finally:

@@ -541,7 +541,8 @@ def test_loading_ahead_makes_the_first_prediction_find_its_model(
         ("/predict", wire.encode({"artifact": "short"}, [b"x"])),
         ("/predict", wire.encode({"artifact": "0" * 64, "top_k": 0}, [b"x"])),
         ("/predict", wire.encode({"artifact": "0" * 64, "top_k": True}, [b"x"])),
-        ("/predict", wire.encode({"artifact": "0" * 64}, [b"x"] * 257)),
+        ("/predict", wire.encode({"artifact": "0" * 64}, [b"x"] * 513)),
+        ("/predict", wire.encode({"artifact": "0" * 64, "timeout_seconds": 0}, [b"x"])),
         ("/load", b"{"),
         ("/load", b"[]"),
         ("/load", b'{"artifact": 1e999}'),
@@ -574,9 +575,54 @@ def test_more_images_than_are_accepted_are_refused_at_once(folder: Folder, tmp_p
         answers = list(clients.map(lambda _: process.predict(digest, images), range(16)))
     assert {answer.status_code for answer in answers} == {200, 503}
     refused = next(answer for answer in answers if answer.status_code == 503)
-    assert refused.json()["error"]["facts"] == {"queued": 24, "limit": 24}
+    facts = refused.json()["error"]["facts"]
+    assert (facts["queued"], facts["limit"]) == (12, 24)
+    assert facts["retry_after_seconds"] >= 1
     until(lambda: process.health()["accepted_images"] == 0, "room was not given back")
     process.predict(digest, images).raise_for_status()
+    process.stop()
+
+
+def test_what_is_not_ready_in_time_is_dropped_and_said_so(folder: Folder, tmp_path: Path) -> None:
+    process = Process(folder.root, tmp_path / "s")
+    digest = folder.publish(1).digest
+    process.predict(digest, [photograph(0)]).raise_for_status()
+    images = [photograph(n, 1600, 1200) for n in range(64)]
+    frame = wire.encode({"artifact": digest, "timeout_seconds": 0.05}, images)
+    late = process.client.post("/predict", content=frame)
+    assert (late.status_code, late.json()["error"]["code"]) == (503, "predict-timed-out")
+    until(lambda: process.health()["accepted_images"] == 0, "room was not given back")
+    assert process.health()["images"] < 1 + len(images)
+    frame = wire.encode({"artifact": digest, "timeout_seconds": 60}, images)
+    process.client.post("/predict", content=frame).raise_for_status()
+    process.stop()
+
+
+def test_a_model_that_floods_the_process_does_not_starve_another(
+    folder: Folder, tmp_path: Path
+) -> None:
+    process = Process(folder.root, tmp_path / "s", max_accepted_images=96, max_batch_images=4)
+    flooding, other = (folder.publish(seed).digest for seed in (1, 2))
+    for digest in (flooding, other):
+        process.predict(digest, [photograph(0)]).raise_for_status()
+    images, stop = [photograph(n, 800, 600) for n in range(8)], threading.Event()
+
+    def flood(_: int) -> set[int]:
+        found = set()
+        while not stop.is_set():
+            found.add(process.predict(flooding, images).status_code)
+        return found
+
+    with ThreadPoolExecutor(16) as clients:
+        floods = [clients.submit(flood, n) for n in range(16)]
+        try:
+            until(lambda: process.health()["accepted_images"] >= 40, "there is no flood")
+            answers = [process.predict(other, images) for _ in range(5)]
+        finally:
+            stop.set()
+        statuses = {status for each in floods for status in each.result(DEADLINE_SECONDS)}
+    assert {answer.status_code for answer in answers} == {200}
+    assert statuses == {200, 503}  # more than its share, and told so
     process.stop()
 
 
