@@ -206,7 +206,8 @@ def _exported(backbone: nn.Module, crop_px: int) -> bytes:
 
 
 def _engine(name: str, network: bytes) -> Engine:
-    return Engine(name, _OnnxNetwork(network, torch.get_num_threads()), _CPU, len(network))
+    runner = _OnnxNetwork(network, torch.get_num_threads())
+    return Engine(name, runner, _CPU, len(network), planar=True)
 
 
 class _OnnxNetwork(nn.Module):
@@ -223,5 +224,5 @@ class _OnnxNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features of a batch."""
-        (features,) = self._session.run(None, {"images": images.contiguous().numpy()})
+        (features,) = self._session.run(None, {"images": images.numpy()})
         return torch.from_numpy(features)

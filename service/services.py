@@ -15,7 +15,7 @@ from fastapi import Depends, Header, Path, Query, Request
 from jobs.store.database import Database
 from models_cache.blobs import BlobStore
 from models_cache.catalogue import Catalogue
-from models_cache.errors import InferenceOverloaded
+from models_cache.room import Room
 from models_cache.weights import WeightsVault
 from service.errors import ValidationFailed
 from service.indexing import Indexer
@@ -29,26 +29,6 @@ MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 REFERENCE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}(@([a-z][a-z0-9._-]{0,62}|[1-9]\d{0,8}))?$"
 
 
-class Crowd:
-    """Bounds how many requests do something at once; one too many is refused, not queued.
-
-    Args:
-        limit: Most requests at once: each may hold its images in memory.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._inside = 0
-
-    async def __aenter__(self) -> None:
-        if self._inside >= self._limit:
-            raise InferenceOverloaded(self._inside, self._limit)
-        self._inside += 1
-
-    async def __aexit__(self, *_: object) -> None:
-        self._inside -= 1
-
-
 @dataclass(frozen=True)
 class Services:
     """Database, files and neighbours of the api process."""
@@ -60,7 +40,7 @@ class Services:
     catalogue: Catalogue
     vault: WeightsVault
     inference: InferenceClient
-    predicting: Crowd
+    predicting: Room
     indexer: Indexer
     shadows: Shadows
     metrics: ServiceMetrics

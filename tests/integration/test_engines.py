@@ -125,7 +125,7 @@ def test_built_engine_serves_new_images_and_throws_no_cache_away(
     assert engine_of(many_more) == engine_name()
     predictor = Predictor(many_more.data_folder, torch.device("cpu"), 1 << 30, ImageLimits())
     with predictor.pin(many_more.result()["artifact"]["digest"]) as model:
-        assert model.backbone.name == engine_name()
+        assert model.backbone.engine.name == engine_name()
 
 
 def test_later_attempts_stay_with_the_engine_of_the_first(
