@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from jobs.batch_predict import BatchSpec, predict_all
 from jobs.exports.child import export
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import train
@@ -51,6 +52,8 @@ def _work(
     try:
         if kind == "engine":
             return build(path, progress)
+        if kind == "batch_predict":
+            return predict_all(BatchSpec.load(path), progress, interruption)
         if kind == "export":
             return export(path, progress, interruption)
         if kind == "race":
