@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from jobs.batch_predict import BatchSpec, predict_all
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import train
 from jobs.training.engine_build import build
@@ -50,6 +51,8 @@ def _work(
     try:
         if kind == "engine":
             return build(path, progress)
+        if kind == "batch_predict":
+            return predict_all(BatchSpec.load(path), progress, interruption)
         if kind == "race":
             return race(RaceSpec.load(path), progress, interruption)
         return train(TrainSpec.load(path), progress, interruption)

@@ -22,8 +22,9 @@ from models_cache.weights import WeightsVault
 from service import problems
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
+from service.manifests import RecentManifests
 from service.metrics import ServiceMetrics
-from service.middleware import BrowserGuard
+from service.middleware import BrowserGuard, HeadAsGet
 from service.routers import (
     backbones,
     datasets,
@@ -92,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
         ops.router,
     ):
         app.include_router(router)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BrowserGuard, local_names_only=settings.is_loopback)
     return app
 
@@ -109,6 +111,7 @@ def build_services(settings: Settings) -> Services:
         settings=settings,
         database=database,
         blobs=blobs,
+        manifests=RecentManifests(blobs),
         catalogue=Catalogue.load(extra_files=catalogues),
         vault=WeightsVault(
             settings.data_dir / "weights",

@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from jobs import errors as jobs_errors
 from jobs import feedback_errors
@@ -77,6 +78,8 @@ STATUS: dict[type[GraftError], int] = {
     request_errors.ModelUnavailable: 503,
 }
 
+GONE_STATUS = 499  # as nginx calls a client that hung up
+
 _RETRY_AFTER_SECONDS = {503: "2", 507: "60"}
 _CODE_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "payload-too-large"}
 
@@ -135,10 +138,16 @@ def _bug(request: Request, error: Exception) -> JSONResponse:
     return error_answer(request, 500, "internal-error", text, [])
 
 
+def _gone(_: Request, __: Exception) -> JSONResponse:
+    """Answer a client that hung up while it sent: for the log, nobody reads it."""
+    return JSONResponse(None, GONE_STATUS)
+
+
 _HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
     GraftError: _ours,
     RequestValidationError: _validation,
     HTTPException: _starlette,
+    ClientDisconnect: _gone,
     OSError: _disk,
     OperationalError: _database,
     PoolTimeout: _database,

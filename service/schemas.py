@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.services import MODEL_NAME_PATTERN
+from service.services import REFERENCE_PATTERN
 
 _Item = TypeVar("_Item")
 
@@ -32,7 +32,9 @@ class JobRequest(Request):
     recipe: str = Field("head", min_length=1, max_length=64)
     parameters: dict[str, Any] = Field(default_factory=dict, description="Overrides of the recipe.")
     model: str | None = Field(
-        None, pattern=MODEL_NAME_PATTERN, description="Default: from the data set's name."
+        None,
+        pattern=REFERENCE_PATTERN,
+        description="Default: from the data set's name. Only `batch_predict` takes `name@version`.",
     )
     promote: bool = Field(True, description="Whether the new version becomes alias `default`.")
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")

@@ -18,11 +18,13 @@ from models_cache.weights import WeightsVault
 from service.errors import ValidationFailed
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
+from service.manifests import RecentManifests
 from service.metrics import ServiceMetrics
 from service.settings import Settings
 from service.shadowing import Shadows
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+REFERENCE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}(@([a-z][a-z0-9._-]{0,62}|[1-9]\d{0,8}))?$"
 
 
 class Crowd:
@@ -52,6 +54,7 @@ class Services:
     settings: Settings
     database: Database
     blobs: BlobStore
+    manifests: RecentManifests
     catalogue: Catalogue
     vault: WeightsVault
     inference: InferenceClient

@@ -15,7 +15,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, StreamingResponse
 
 from jobs import lifecycle
-from jobs.errors import DatasetRejected, IllegalTransition, JobNotEnded, RetryExists
+from jobs.datasets.manifest import UNLABELLED
+from jobs.errors import (
+    DatasetRejected,
+    DatasetUnlabelled,
+    IllegalTransition,
+    JobNotEnded,
+    RetryExists,
+)
 from jobs.reproduction import spec_of_reproduction
 from jobs.run_files import list_run_files, open_run_file
 from jobs.states import TERMINAL, JobEvent, JobState
@@ -23,6 +30,7 @@ from jobs.store import datasets, events, idempotency, jobs
 from jobs.store.datasets import Dataset
 from jobs.store.jobs import Job
 from models_cache import durable
+from service.batch_schemas import batch_reference, batch_spec
 from service.errors import NothingHere, ValidationFailed
 from service.event_stream import stream_events
 from service.json_body import json_body, json_request
@@ -39,6 +47,7 @@ from service.services import (
     model_name_from,
     new_id,
 )
+from service.serving import resolve
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -222,9 +231,9 @@ def accept(services: Services, body: JobRequest, idempotency_key: str | None) ->
 
 def _insert(connection: Connection, body: JobRequest, spec: dict[str, Any]) -> str:
     dataset = datasets.get(connection, body.dataset)
-    _require_usable(dataset)
-    model = None
-    if body.type != "race":  # which publishes nothing
+    _require_usable(dataset, body.type)
+    model = spec.get("model")
+    if body.type == "fine_tune":
         model = body.model or model_name_from(dataset.name)
     new = jobs.NewJob(
         id=new_id("job"),
@@ -249,20 +258,27 @@ def _accept_retry(connection: Connection, job: Job, reproduce: bool) -> Job:
         retry_of=job.id,
     )
     if job.dataset_id is not None:
-        _require_usable(datasets.get(connection, job.dataset_id))
+        _require_usable(datasets.get(connection, job.dataset_id), job.type)
     return jobs.accept(connection, new)
 
 
-def _require_usable(dataset: Dataset) -> None:
+def _require_usable(dataset: Dataset, job_type: str) -> None:
     if dataset.status == "rejected":
         raise DatasetRejected(dataset.id)
+    if dataset.task == UNLABELLED and job_type != "batch_predict":
+        raise DatasetUnlabelled(sum(s["images"] for s in (dataset.splits or {}).values()))
 
 
 def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
     if body.type == "race":
         return race_spec(services.catalogue, services.vault, body)
+    if body.type == "batch_predict":
+        return batch_spec(body, resolve(services, batch_reference(body)))
     if body.type != "fine_tune":
-        raise ValidationFailed.one("/type", "not-offered", "fine_tune and race are offered yet")
+        offered = "fine_tune, race and batch_predict are offered yet"
+        raise ValidationFailed.one("/type", "not-offered", offered)
+    if body.model is not None and "@" in body.model:
+        raise ValidationFailed.one("/model", "not-a-name", "a new version has no number yet")
     check_parameters(body.recipe, body.parameters)
     services.catalogue.backbone(body.backbone)
     spec = body.model_dump(mode="json", exclude={"webhook", "priority"})
