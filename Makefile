@@ -52,8 +52,9 @@ cover: install ## Run the tests with branch coverage
 bench: install ## Print ratios measured side by side; needs ../shared
 	$(BIN)/python benchmarks/head_vs_tutorial.py
 
-soak: install ## Kill processes at random for long (KILLS=200)
+soak: install ## Kill processes at random (KILLS=200) and damage array files (FUZZES=5000) for long
 	GRAFT_TEST_KILLS=$${KILLS:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_kills.py -s
+	GRAFT_TEST_FUZZES=$${FUZZES:-5000} $(BIN)/pytest -m "not gpu" tests/integration/test_array_fuzz.py -s
 
 lock: ## Pin every package with hashes (needs uv)
 	uv pip compile pyproject.toml --extra onnx --universal --python-version 3.11 --generate-hashes --no-header \
