@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from models_cache.artifacts import PLOT_FILES
-from service.client import Graft, Json
+from service.client import Graft, JobFailed, Json
 from tests.acceptance.running import RunningService
 from tests.images import write_zip
 
@@ -183,6 +183,26 @@ def test_flipped_labels_are_named_with_their_class(
     for item in told["items"]:
         assert (item["class"] in item["label"].split("|")) == item["given"]
         assert {*item["label"].split("|")} ^ {*item["suggested"].split("|")} >= {item["class"]}
+
+
+def test_race_ranks_by_mean_average_precision(graft: Graft, dataset: Json) -> None:
+    names = ["squeezenet1_1", "mobilenet_v2"]
+    job = graft.submit(dataset["id"], type="race", parameters={"backbones": names})
+    result = graft.wait_for_job(job["id"])["result"]
+    assert result["rank_by"] == "mean_average_precision"
+    first, second = result["ranking"]
+    assert first["backbone"] == "mobilenet_v2"
+    assert first["mean_average_precision"] > second["mean_average_precision"] > 0.8
+    for row in (first, second):
+        low, high = row["mean_average_precision_interval_95"]
+        assert low < row["mean_average_precision"] < high
+    points = result["learning_curves"][0]["points"]
+    assert [p["fraction"] for p in points] == [0.1, 0.25, 0.5, 1.0]
+    assert points[0]["mean_average_precision"] < points[-1]["mean_average_precision"]
+    asked = {"backbones": names[:1], "rank_by": "accuracy_top1"}
+    refused = graft.submit(dataset["id"], type="race", parameters=asked)
+    with pytest.raises(JobFailed, match="have no accuracy_top1"):
+        graft.wait_for_job(refused["id"])
 
 
 def test_auto_serves_the_head_and_compares_the_network_with_it(graft: Graft, dataset: Json) -> None:
