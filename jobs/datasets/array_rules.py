@@ -250,7 +250,7 @@ def _spellings(labels: Column, class_names: Column | None) -> list[str]:
         return [str(label) for label in labels]
     bad = [not isinstance(label, int) or not 0 <= label < len(class_names) for label in labels]
     _refuse(LABELS, bad, f"are no index into the {len(class_names)} of {CLASS_NAMES!r}")
-    return [str(class_names[int(label)]) for label in labels]
+    return [str(class_names[label]) for label in labels if isinstance(label, int)]
 
 
 def _splits(splits: Column) -> list[str]:

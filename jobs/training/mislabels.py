@@ -107,7 +107,7 @@ def _labels(
         ],
         axis=1,
     )  # [N, C]
-    found = [divmod(int(i), given.shape[1]) for i in _descending(by_class.reshape(-1))]
+    found = [divmod(int(i), len(manifest.classes)) for i in _descending(by_class.reshape(-1))]
     items = [
         _shown_label(manifest, manifest.images[row], label, float(present[row, label]))
         for row, label in found
