@@ -18,7 +18,7 @@ from models_cache.served_models import LoadedHead, Model, Pixels
 
 @dataclass(frozen=True, eq=False)
 class QueuedImage:
-    """One image on its way to a forward pass: pixels uint8 `[crop, crop, 3]`.
+    """One image on its way to a forward pass: pixels `[crop, crop, 3]`.
 
     It holds its model itself, so that no eviction takes it away.
     """
@@ -32,15 +32,19 @@ class ImageOutput:
     """What a model says of one image.
 
     Args:
+        logits: What scores are the softmax or sigmoid of, float32 `[C]` on the CPU.
         scores: Calibrated, float32 `[C]` on the CPU; with sum 1 unless there may be several labels.
         ood_score: Fraction of the known images that are less unusual; None if the model cannot
             tell.
         out_of_distribution: Whether that is too many for an image like the known ones.
+        features: What the backbone makes of it, float32 `[D]` on the CPU.
     """
 
+    logits: Tensor
     scores: Tensor
     ood_score: float | None
     out_of_distribution: bool
+    features: Tensor
 
 
 def answers_of(images: Sequence[QueuedImage]) -> list[ImageOutput | GraftError]:
@@ -72,7 +76,8 @@ def _outputs_of_head(head: LoadedHead, features: Tensor) -> Iterator[ImageOutput
         ood_scores, strange = (found.tolist() for found in head.familiarity.judge(features))
     for row, is_finite in enumerate(finite):
         if is_finite:
-            yield ImageOutput(scores[row], ood_scores[row], strange[row])
+            judged = (ood_scores[row], strange[row])
+            yield ImageOutput(logits_of_scores[row], scores[row], *judged, features[row])
         else:
             yield ModelUnhealthy(head.artifact.digest)
 

@@ -5,7 +5,7 @@
     + InsufficientStorage, BlobMissing, BlobCorrupt
   x ImageError                   one image cannot be used
     + ImageUnreadable, ImageFormatUnsupported, ImageTooLarge, ImageAspectExtreme,
-      ImageModeUnsupported
+      ImageModeUnsupported, TensorUnusable
   x ArtifactError                a published model cannot be used
     + ArtifactMalformed, ArtifactGoldenMismatch
   x InferenceError               the inference process could not answer
@@ -167,6 +167,15 @@ class ImageModeUnsupported(ImageError):
     code = "unsupported-mode"
     sentence = "pixels of mode {mode} (12-bit, float or signed) are refused; save 8 or 16 bits"
     mode: str
+
+
+@leaf
+class TensorUnusable(ImageError):
+    """A preprocessed image is no input of the model."""
+
+    code = "unusable-tensor"
+    sentence = "the tensor cannot be used: {reason}"
+    reason: str
 
 
 class ArtifactError(GraftError):

@@ -7,9 +7,18 @@ from torch import Tensor, nn
 
 from models_cache.preprocessing import Preprocessing
 
-# How torch, and oneDNN for its scratch memory, say on the CPU that an allocation failed: neither
-# has a class of its own for that. A shape that oneDNN cannot do has another sentence.
-_CPU_ALLOCATION_FAILED = ("can't allocate memory", "could not create a primitive")
+# How torch on the CPU, oneDNN for its scratch memory, and CUDA and its libraries say that an
+# allocation failed which was not torch's own: none has a class for that. A shape that oneDNN
+# cannot do has another sentence.
+_ALLOCATION_FAILED = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
 _NOT_SUPPORTED = "primitive descriptor"
 
 
@@ -18,7 +27,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     sentence = str(error)
-    failed = any(words in sentence for words in _CPU_ALLOCATION_FAILED)
+    failed = any(words in sentence for words in _ALLOCATION_FAILED)
     return isinstance(error, RuntimeError) and failed and _NOT_SUPPORTED not in sentence
 
 
@@ -28,8 +37,8 @@ def normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     The result is a view in channels-last order, which is how pixels arrive and what convolutions
     are fastest with.
     """
-    mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=pixels.device)
+    mean, std = (  # copied without waiting for what the device has still to do
+        torch.tensor(values, dtype=torch.float32).to(pixels.device, non_blocking=True)
         for values in (preprocessing.mean, preprocessing.std)
     )
     return pixels.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)

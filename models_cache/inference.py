@@ -4,9 +4,13 @@ A plain ASGI application without a web framework. Only the api talks to it, so i
 bytes, no names and no users. Calls:
 
     POST /predict   frames (`models_cache.wire`): {"artifact", "top_k", "max_error"} and encoded
-                    images; "max_error" is the error budget, null if there is none
+                    images; "max_error" is the error budget, null if there is none; with
+                    "features" each answer holds what the backbone makes of the image, with
+                    "logits" what its scores are made of; with "preprocessed" the images are
+                    tensors as the network takes them
     POST /load      {"artifact"}: have it in memory before the first prediction
     GET  /healthz   what is loaded and how busy it is
+    GET  /metrics   the same and more, counted since the start, in Prometheus' text format
 
 Images of one request are decoded in threads and queued as they become ready; an image that cannot
 be decoded fails alone. Anything else that fails is the model's or the machine's fault and fails
@@ -17,8 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -29,9 +31,11 @@ from typing import Any, TypeVar
 
 import torch
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from models_cache import wire
-from models_cache.answers import ImageOutput, QueuedImage, decided, ranked
+from models_cache.answer_bodies import abstention_of, answer_body
+from models_cache.answers import ImageOutput, QueuedImage
 from models_cache.asgi import (
     ClientGone,
     Receive,
@@ -58,6 +62,8 @@ from models_cache.errors import (
 from models_cache.loaded import Pinned, SharedLoads
 from models_cache.predictor import Predictor
 from models_cache.served_models import BackboneKey, Model
+from models_cache.serving_metrics import ServingMetrics
+from models_cache.wanted import Wanted, digest_of, wanted_of
 
 _MAX_JSON_BYTES = 4096  # of a /load body
 _LOADERS = 4  # threads that read weights; a slow load must not hold up another model's
@@ -113,14 +119,6 @@ class _Prediction:
     batch_images: int = 0
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What a request asks for: how many scores, and how often an answer may be wrong."""
-
-    top_k: int | None
-    max_error: float | None
-
-
 class InferenceApp:
     """The ASGI application.
 
@@ -132,8 +130,11 @@ class InferenceApp:
     def __init__(self, predictor: Predictor, config: InferenceConfig) -> None:
         self._predictor = predictor
         self._config = config
+        self._metrics = ServingMetrics(predictor.occupancy, self._images_by_place)
         self._batcher: Batcher[BackboneKey, QueuedImage, ImageOutput] = Batcher(
-            predictor.forward, config.max_batch_images, config.max_accepted_images
+            self._metrics.timed(predictor.forward),
+            config.max_batch_images,
+            config.max_accepted_images,
         )
         self._decoders = ThreadPoolExecutor(config.threads, "decode")
         # Not the decoders': what is computed already shall not queue behind what is not
@@ -147,6 +148,8 @@ class InferenceApp:
         """Serve one ASGI connection: a request, or the process's lifespan."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
+        elif scope["type"] == "http" and scope["path"] == "/metrics":
+            await respond(send, 200, self._metrics.page(), CONTENT_TYPE_LATEST.encode())
         elif scope["type"] == "http":
             try:
                 status, body = 200, await self._answer(scope, receive)
@@ -190,9 +193,13 @@ class InferenceApp:
             "waiting_images": self._waiting.images,
         }
 
+    def _images_by_place(self) -> dict[str, int]:
+        """Return how many images are accepted and not yet answered, by what they wait for."""
+        return {"accepted": self._batcher.accepted_images, "loading": self._waiting.images}
+
     async def _load(self, body: memoryview) -> bytes:
         try:
-            digest = _digest_of(json.loads(bytes(body)))
+            digest = digest_of(json.loads(bytes(body)))
         except (ValueError, RecursionError) as error:
             raise WireMalformed(f"the body is no JSON: {error}") from error
         started = time.monotonic()
@@ -201,10 +208,10 @@ class InferenceApp:
 
     async def _predict(self, body: memoryview) -> bytes:
         header, images = wire.decode(body, self._config.max_accepted_images)
-        digest, wanted = _digest_of(header), _Wanted(_top_k_of(header), _max_error_of(header))
+        digest, wanted = digest_of(header), wanted_of(header)
         with await self._pinned(digest, len(images)) as model, self._batcher.reserve(len(images)):
             outcomes = await asyncio.gather(
-                *(self._predict_image(model, image) for image in images),
+                *(self._predict_image(model, image, wanted.preprocessed) for image in images),
                 return_exceptions=True,  # the others end first: nothing of this request is left
             )
             predictions = _all_or_raise(outcomes)
@@ -212,19 +219,24 @@ class InferenceApp:
                 self._encoders, _answer_of, model, predictions, wanted
             )
 
-    async def _predict_image(self, model: Model, image: memoryview) -> _Prediction:
+    async def _predict_image(
+        self, model: Model, image: memoryview, preprocessed: bool
+    ) -> _Prediction:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
             pixels = await loop.run_in_executor(
-                self._decoders, self._predictor.preprocess, model, image
+                self._decoders, self._predictor.preprocess, model, image, preprocessed
             )
         except ImageError as error:
+            self._metrics.saw_refusal(model.backbone_key)
             return _Prediction(error, time.monotonic() - started)
         decode_seconds = time.monotonic() - started
+        self._metrics.saw_decode(model.backbone_key, decode_seconds)
         answer = await asyncio.wrap_future(
             self._batcher.submit(model.backbone_key, QueuedImage(model, pixels))
         )
+        self._metrics.saw_queue(model.backbone_key, answer.queue_seconds)
         return _Prediction(
             answer.value,
             decode_seconds,
@@ -299,26 +311,20 @@ def _all_or_raise(outcomes: Sequence[_Prediction | BaseException]) -> list[_Pred
     return predictions
 
 
-def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: _Wanted) -> bytes:
+def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: Wanted) -> bytes:
     """Return the answer to a prediction as JSON; each image by itself, see `as_json`."""
-    abstention = _abstention(model, wanted.max_error)
-    threshold = -math.inf
-    if abstention is not None:
-        threshold = math.inf if abstention["threshold"] is None else abstention["threshold"]
+    abstention = abstention_of(model, wanted.max_error)
     bodies = []
     for prediction in predictions:
         output = prediction.output
         if isinstance(output, ImageError):
             bodies.append(as_json({"error": to_wire(output)}))
             continue
-        decision, confidence = decided(output.scores, model)
-        body = {
-            "scores": ranked(output.scores, model.classes, wanted.top_k),
-            **decision,
-            "abstained": output.out_of_distribution or not confidence > threshold,
-            "ood_score": output.ood_score,
-            "out_of_distribution": output.out_of_distribution,
-        }
+        body = answer_body(output, model, wanted.top_k, abstention)
+        if wanted.features:
+            body["features"] = output.features.tolist()
+        if wanted.logits:
+            body["logits"] = output.logits.tolist()
         bodies.append(as_json(body))
     timing = {
         "decode_ms": _ms(max((p.decode_seconds for p in predictions), default=0)),
@@ -331,45 +337,6 @@ def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: _Wanted
         as_json(timing),
     )  # fmt: skip
     return b'{"artifact": %s, "predictions": [%s], "abstention": %s, "timing": %s}' % parts
-
-
-def _abstention(model: Model, max_error: float | None) -> dict[str, float | None] | None:
-    """Return above which confidence a model keeps an error budget, and what that costs it.
-
-    Without a budget None. A `threshold` of None: no threshold keeps it, as far as the held-out
-    images can tell, and the model answers nothing.
-    """
-    if max_error is None:
-        return None
-    calibration = model.head.artifact.facts.calibration
-    level = None if calibration is None else calibration.level_for(max_error)
-    return {
-        "max_error": max_error,
-        "threshold": None if level is None else level.threshold,
-        "coverage": 0.0 if level is None else level.coverage,
-        "error_bound": None if level is None else level.error_bound,
-    }
-
-
-def _digest_of(message: object) -> str:
-    digest = message.get("artifact") if isinstance(message, dict) else None
-    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise WireMalformed(f"'artifact' is {str(digest)[:80]!r}, not a sha256 of 64 hex digits")
-    return digest
-
-
-def _top_k_of(header: dict[str, Any]) -> int | None:
-    top_k = header.get("top_k")
-    if top_k is None or (type(top_k) is int and top_k >= 1):
-        return top_k
-    raise WireMalformed(f"'top_k' is {str(top_k)[:80]!r}, not a number from 1 on")
-
-
-def _max_error_of(header: dict[str, Any]) -> float | None:
-    max_error = header.get("max_error")
-    if max_error is None or (type(max_error) is float and 0 < max_error < 1):
-        return max_error
-    raise WireMalformed(f"'max_error' is {str(max_error)[:80]!r}, not a number between 0 and 1")
 
 
 def _status_of(error: type[GraftError]) -> int:

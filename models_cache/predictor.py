@@ -33,9 +33,10 @@ from models_cache.engine_store import EngineKey, EngineStore
 from models_cache.engines import Engine, choose_engine
 from models_cache.errors import DeviceUnavailable, GraftError
 from models_cache.features import freeze, is_out_of_memory
-from models_cache.loaded import LoadedCache, Pinned
+from models_cache.loaded import LoadedCache, Occupancy, Pinned
 from models_cache.novelty import Familiarity
 from models_cache.served_models import BackboneKey, LoadedHead, Model, Pixels
+from models_cache.tensor_input import pixels_of_tensor
 
 _HEADS_FRACTION = 1 / 8  # of the cache's bytes
 
@@ -120,13 +121,19 @@ class Predictor:
         """Return a backbone if it is loaded; never blocks."""
         return self._backbones.pin_if_loaded(key)
 
-    def preprocess(self, model: Model, data: bytes | memoryview) -> Pixels:
+    def preprocess(
+        self, model: Model, data: bytes | memoryview, preprocessed: bool = False
+    ) -> Pixels:
         """Turn an encoded image into uint8 `[crop, crop, 3]`; as training does, by construction.
 
+        With `preprocessed` the data is what the network takes; see `pixels_of_tensor`.
+
         Raises:
-            ImageError: It cannot be decoded, or is larger than the limits.
+            ImageError: It cannot be decoded, or is larger than the limits, or no such tensor.
         """
         facts = model.preprocessing
+        if preprocessed:
+            return pixels_of_tensor(data, facts)
         upright = decode_rgb(bytes(data), self._limits)
         resized = resize_shorter_side(upright, facts.resize_px, facts.interpolation)
         return center_crop(resized, facts.crop_px)
@@ -165,6 +172,10 @@ class Predictor:
             "mixed_batches": self._mixed_batches,
             "images": self._images,
         }
+
+    def occupancy(self) -> dict[str, Occupancy]:
+        """Return what is loaded, by kind."""
+        return {"head": self._heads.occupancy(), "backbone": self._backbones.occupancy()}
 
     def _load_head(self, digest: str) -> LoadedHead:
         artifact = read_artifact(self._blobs, digest)

@@ -14,7 +14,8 @@ from models_cache.engines import Engine
 from models_cache.novelty import Familiarity
 from models_cache.preprocessing import Preprocessing
 
-Pixels = NDArray[np.uint8]  # of one image as a model wants it, [crop, crop, 3]
+#: One image as a model wants it, `[crop, crop, 3]`, 0 to 255; float32 if a client preprocessed it.
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
 @dataclass(frozen=True)

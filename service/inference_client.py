@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx2
@@ -17,6 +18,25 @@ from models_cache.errors import (
 
 _TIMEOUT = httpx2.Timeout(60.0, connect=2.0)  # seconds; a first load reads and checks weights
 _HEALTH_TIMEOUT = httpx2.Timeout(2.0)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What images are, and what to say of them.
+
+    Args:
+        top_k: How many scores; None for all.
+        max_error: Error budget, between 0 and 1, if there is one.
+        features: Whether to return what the backbone makes of them, too.
+        logits: Whether to return what their scores are made of, in the order of the classes.
+        preprocessed: Whether they are tensors as the network takes them, not encoded.
+    """
+
+    top_k: int | None = None
+    max_error: float | None = None
+    features: bool = False
+    logits: bool = False
+    preprocessed: bool = False
 
 
 class InferenceClient:
@@ -39,26 +59,20 @@ class InferenceClient:
         )
 
     async def predict(
-        self,
-        artifact_digest: str,
-        images: Sequence[bytes],
-        top_k: int | None,
-        max_error: float | None = None,
+        self, artifact_digest: str, images: Sequence[bytes | memoryview], wanted: Wanted
     ) -> dict[str, Any]:
         """Return `{"predictions", "abstention", "timing"}`; an image may have an `error` instead.
 
         Args:
             artifact_digest: The model.
-            images: Encoded.
-            top_k: How many scores; None for all.
-            max_error: Error budget, between 0 and 1, if there is one.
+            images: Encoded, or float32 `[3, crop, crop]` each.
+            wanted: What to say of them.
 
         Raises:
             InferenceUnavailable: The process cannot be reached.
             GraftError: What the process said went wrong.
         """
-        header = {"artifact": artifact_digest, "top_k": top_k, "max_error": max_error}
-        body = wire.encode(header, images)
+        body = wire.encode({"artifact": artifact_digest, **asdict(wanted)}, images)
         return await self._post("/predict", body)
 
     async def load(self, artifact_digest: str) -> None:
@@ -72,6 +86,14 @@ class InferenceClient:
         except httpx2.TransportError:
             return None
         return dict(answer.json()) if answer.status_code == 200 else None
+
+    async def metrics(self) -> bytes | None:
+        """Return the process's page of metrics, or None if it does not answer."""
+        try:
+            answer = await self._client.get("/metrics", timeout=_HEALTH_TIMEOUT)
+        except httpx2.TransportError:
+            return None
+        return answer.content if answer.status_code == 200 else None
 
     async def close(self) -> None:
         """Close every connection."""

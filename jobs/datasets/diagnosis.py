@@ -58,6 +58,7 @@ _OF_FEATURES = {
     "similar-across-splits": Kind(WARNING, "put crops and mirror images into one split"),
     "similar-images": Kind(INFO, "leave copies out where they outnumber other images"),
     "outliers": Kind(INFO, "leave out what shows none of the classes"),
+    "not-compared": Kind(INFO, "to look for them, run a job on a part of the images"),
 }
 KINDS: Mapping[str, Kind] = {**_OF_PIXELS, **_OF_FEATURES}
 

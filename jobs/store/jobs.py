@@ -174,6 +174,21 @@ def queue_position(connection: Connection, job: Job) -> int | None:
     )
 
 
+def count_by_status(connection: Connection) -> dict[JobState, int]:
+    """Return how many jobs are in each state, those with none included; all projects together."""
+    rows = connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
+    found = {str(status): int(count) for status, count in rows}
+    return {state: found.get(state.value, 0) for state in JobState}
+
+
+def queued_since(connection: Connection) -> datetime | None:
+    """Return when the job that is queued for longest was accepted; None if none is queued."""
+    since: datetime | None = connection.scalar(
+        select(func.min(jobs.c.created_at)).where(jobs.c.status == JobState.QUEUED)
+    )
+    return since
+
+
 def unfinished_using(connection: Connection, dataset_id: str) -> list[str]:
     """Return the ids of jobs that still need a dataset (its own ingest not counted)."""
     statement = select(jobs.c.id).where(
@@ -191,6 +206,15 @@ def of_dataset(connection: Connection, dataset_id: str, job_type: str) -> Job | 
         .limit(1)
     ).one_or_none()
     return None if row is None else job_of(row)
+
+
+def of_model(
+    connection: Connection, model: str, job_type: str, project: str = DEFAULT_PROJECT
+) -> list[Job]:
+    """Return the jobs of a type that a model's name was given to, newest first."""
+    chosen = (jobs.c.project == project, jobs.c.model == model, jobs.c.type == job_type)
+    rows = connection.execute(select(jobs).where(*chosen).order_by(jobs.c.number.desc()))
+    return [job_of(row) for row in rows]
 
 
 def unfinished_of_type(connection: Connection, job_type: str) -> list[Job]:

@@ -245,6 +245,29 @@ def set_alias(
     _point(connection, name, alias, number, project)
 
 
+def remove_alias(
+    connection: Connection, name: str, alias: str, project: str = DEFAULT_PROJECT
+) -> None:
+    """Remove an alias; what it pointed to stays.
+
+    Raises:
+        AliasReserved: The alias is `latest` or `default`, which every model has.
+        ModelNotFound: There is no such model.
+        VersionNotFound: It has no such alias.
+    """
+    if alias in (LATEST_ALIAS, DEFAULT_ALIAS):
+        raise AliasReserved(alias)
+    if alias not in get(connection, name, project).aliases:
+        raise VersionNotFound(name, alias)
+    connection.execute(
+        delete(model_aliases).where(
+            model_aliases.c.project == project,
+            model_aliases.c.name == name,
+            model_aliases.c.alias == alias,
+        )
+    )
+
+
 def remove_version(
     connection: Connection, name: str, number: int, project: str = DEFAULT_PROJECT
 ) -> None:

@@ -90,7 +90,7 @@ def examine(ready: Ready, features: Tensor, fit: HeadFit) -> None:
         logits[train] = fit.out_of_fold_logits
         findings = [
             *mislabels(manifest, logits, train),
-            *_odd_features(manifest, features, place.interruption.poll),
+            *odd_features(manifest, features, place.interruption.poll),
         ]
     told = [finding.as_json() for finding in findings]
     data = canonical_json({"format": FORMAT, "examined": _examined(ready), "findings": told})
@@ -152,9 +152,23 @@ def _similarities(directions: Tensor, rows: slice) -> Tensor:
     return similar
 
 
-def _odd_features(
+def odd_features(
     manifest: Manifest, features: Tensor, poll: Callable[[], None]
 ) -> Iterable[Finding]:
+    """Yield what comparing all images with all others tells, or that they are too many for it.
+
+    Args:
+        manifest: The data set.
+        features: Of its images, float32 `[N, D]`.
+        poll: Called now and then; may raise to leave.
+    """
+    if len(features) > _MOST_IMAGES:
+        fact = (
+            f"similar images and outliers were not looked for: there are {len(features)} images, "
+            f"and up to {_MOST_IMAGES} are compared with each other"
+        )
+        checks = ["similar-across-splits", "similar-images", "outliers"]
+        yield Finding("not-compared", fact, [{"check": check} for check in checks])
     if not _FEWEST_IMAGES <= len(features) <= _MOST_IMAGES:
         return
     near = neighbourhood(features, poll)

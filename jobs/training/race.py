@@ -22,6 +22,7 @@ from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.recipes import HeadRecipe
 from jobs.training.attempt import frozen_features, settle
 from jobs.training.checkpoint import Checkpoints
+from jobs.training.device import peak_memory
 from jobs.training.frozen import wanted_engine
 from jobs.training.head import fit_head
 from jobs.training.interruption import Interruption
@@ -113,7 +114,7 @@ def race(spec: RaceSpec, progress: ProgressWriter, interruption: Interruption) -
             for entrant, error in run.failures
         ],
         "next_engine": _next_engine(run, choose(standings).probe),
-        "resources": place.peak_memory(),
+        "resources": peak_memory(place.device),
     }
 
 

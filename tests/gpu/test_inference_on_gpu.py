@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,18 +28,6 @@ DEADLINE_SECONDS = 60
 ARCHITECTURE = "resnet18"
 PREPROCESSING = Preprocessing()
 Pixels = NDArray[np.uint8]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def full_float32() -> Iterator[None]:
-    if not torch.cuda.is_available():
-        if os.environ.get("GRAFT_REQUIRE_GPU") == "1":
-            pytest.fail("GRAFT_REQUIRE_GPU=1, but torch finds no CUDA device")
-        pytest.skip("torch finds no CUDA device")
-    before = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    yield
-    torch.backends.cudnn.conv.fp32_precision = before  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

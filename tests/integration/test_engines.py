@@ -64,6 +64,15 @@ def engine_of(job: TrainingJob) -> str:
     return str(resolved["numerics"]["engine"])
 
 
+def repeating(job: TrainingJob, job_id: str) -> TrainingJob:
+    """Return a job that is to repeat another one to the bit, its features not cached."""
+    (receipt,) = (line["resolved"] for line in job.lines() if line["kind"] == "resolved")
+    for file in (job.data_folder / "cache" / "features").iterdir():
+        file.unlink()
+    spec = {**job.spec, "reproduce": {"job": "job_first", "receipt": receipt}}
+    return TrainingJob(job.data_folder, job_id, spec)
+
+
 def model_of(job: TrainingJob) -> str:
     sha256: str = job.result()["artifact"]["files"]["model.safetensors"]["sha256"]
     return sha256
@@ -132,6 +141,45 @@ def test_later_attempts_stay_with_the_engine_of_the_first(
     assert killed.run(children) == 0
     assert engine_of(killed) == engine_of(whole)
     assert model_of(killed) == model_of(whole)
+
+
+def test_reproduction_uses_the_engine_of_its_receipt_though_a_faster_one_is_ready(
+    children: TrainingChildren, head: Callable[..., TrainingJob]
+) -> None:
+    first = head("job_first", 4)
+    assert first.run(children) == 0
+    keep_engine(first, first.result()["next_engine"])
+    again = repeating(first, "job_again")
+    assert again.run(children) == 0
+    assert embedded_images(again) > 0
+    assert engine_of(again) == engine_of(first) != engine_name()
+    assert model_of(again) == model_of(first)
+
+
+def test_reproduction_names_the_engine_that_is_gone(
+    children: TrainingChildren, head: Callable[..., TrainingJob]
+) -> None:
+    before = head("job_before", 4)
+    assert before.run(children) == 0
+    keep_engine(before, before.result()["next_engine"])
+    first = head("job_first", 40)
+    assert first.run(children) == 0
+    assert engine_of(first) == engine_name()
+    again = repeating(first, "job_again")
+    assert again.run(children) == 0
+    assert (engine_of(again), model_of(again)) == (engine_name(), model_of(first))
+
+    for file in (first.data_folder / "cache" / "engines").iterdir():
+        file.unlink()
+    cached = TrainingJob(first.data_folder, "job_cached", again.spec)
+    assert cached.run(children) == 0  # with every feature cached no engine is needed
+    assert model_of(cached) == model_of(first)
+    refused = repeating(first, "job_refused")
+    assert refused.run(children) == 0
+    error = refused.lines()[-1]
+    assert (error["kind"], error["code"]) == ("error", "not-reproducible")
+    assert f"numerics.engine was {engine_name()!r} and is" in error["message"]
+    assert not any(line.get("phase") == "head" for line in refused.lines())
 
 
 def test_engine_is_queued_once_and_not_again_after_a_failure(tmp_path: Path) -> None:

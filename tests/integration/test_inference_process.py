@@ -213,8 +213,9 @@ class Process:
         images: Sequence[bytes],
         top_k: int | None = None,
         max_error: object = None,
+        **switches: object,
     ) -> httpx2.Response:
-        header = {"artifact": digest, "top_k": top_k, "max_error": max_error}
+        header = {"artifact": digest, "top_k": top_k, "max_error": max_error, **switches}
         frame = wire.encode(header, images)
         return self.client.post("/predict", content=frame)
 
@@ -321,6 +322,38 @@ def test_a_photograph_is_resized_and_cropped_as_training_does(
     scores = process.scores(artifact.digest, image)
     expected = torch.from_numpy(logits).softmax(0).tolist()
     assert [scores[name] for name in artifact.facts.classes] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_tensor_that_a_client_preprocessed_is_answered_like_its_image(
+    folder: Folder, process: Process
+) -> None:
+    images = [photograph(seed) for seed in (1, 2, 3)]
+    digest = folder.publish(1, calibration=Calibration(4.0, "val", 100, 0.95, ())).digest
+    expected = process.predict(digest, images, logits=True).json()["predictions"]
+    tensors = []
+    for image in images:
+        resized = resize_shorter_side(decode_rgb(image), PREPROCESSING.resize_px, "bilinear")
+        pixels = torch.from_numpy(center_crop(resized, PREPROCESSING.crop_px))[None]
+        tensors.append(normalised(pixels, PREPROCESSING).contiguous().numpy().tobytes())
+    found = process.predict(digest, tensors, logits=True, preprocessed=True).json()["predictions"]
+    for one, other in zip(expected, found, strict=True):
+        assert other["logits"] == pytest.approx(one["logits"], abs=1e-4)
+        scores = {score["label"]: score["score"] for score in other["scores"]}
+        made_of = torch.tensor(other["logits"]).softmax(0).tolist()
+        assert list(scores.values()) == pytest.approx(sorted(made_of, reverse=True), abs=1e-6)
+        assert other["ood_score"] == one["ood_score"]
+
+
+def test_a_tensor_of_another_size_or_with_nan_fails_alone(folder: Folder, process: Process) -> None:
+    good = np.zeros((3, PREPROCESSING.crop_px, PREPROCESSING.crop_px), "<f4")
+    sick = good.copy()
+    sick[1, 2, 3] = np.nan
+    tensors = [good.tobytes(), good.tobytes()[:-4], sick.tobytes()]
+    answer = process.predict(folder.publish(1).digest, tensors, preprocessed=True).json()
+    fine, short, infinite = answer["predictions"]
+    assert len(fine["scores"]) == 3
+    assert short["error"]["code"] == infinite["error"]["code"] == "unusable-tensor"
+    assert "76800 bytes" in short["error"]["message"]
 
 
 def test_a_model_with_outputs_that_are_not_finite_does_not_spoil_the_batch(folder: Folder) -> None:
