@@ -65,8 +65,9 @@ bench-gpu: install ## Print what a CUDA device is worth, and what might be faste
 	$(BIN)/python benchmarks/step_overhead.py --archive $(SHARED)/data/hymenoptera.zip --device cuda \
 	  --steps 30 --json $(FIGURES)/step_overhead.json
 
-soak: install ## Kill processes at random for long (KILLS=200)
+soak: install ## Kill processes at random (KILLS=200) and damage array files (FUZZES=5000) for long
 	GRAFT_TEST_KILLS=$${KILLS:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_kills.py -s
+	GRAFT_TEST_FUZZES=$${FUZZES:-5000} $(BIN)/pytest -m "not gpu" tests/integration/test_array_fuzz.py -s
 
 lock: ## Pin every package with hashes (needs uv)
 	uv pip compile pyproject.toml --extra onnx --universal --python-version 3.11 --generate-hashes --no-header \
