@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -68,8 +69,11 @@ from models_cache.served_models import BackboneKey, LoadedBackbone, Model
 from models_cache.serving_metrics import ServingMetrics
 from models_cache.wanted import Wanted, digest_of, wanted_of
 
+log = logging.getLogger(__name__)
+
 _MAX_JSON_BYTES = 4096  # of a /load body
 _LOADERS = 4  # threads that read weights; a slow load must not hold up another model's
+_ADOPT_SECONDS = 2.0  # between looks for engines that jobs built
 _KEEP_ALIVE_SECONDS = 3600  # the api's pool closes idle connections, never this side first
 _Key = TypeVar("_Key")
 _Loaded = TypeVar("_Loaded")
@@ -165,8 +169,10 @@ class InferenceApp:
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
         self._batcher.start()
+        adopting = asyncio.create_task(self._adopt_built_engines())
         await send({"type": "lifespan.startup.complete"})
         await receive()  # lifespan.shutdown: every accepted request has been answered
+        adopting.cancel()
         await asyncio.to_thread(self._batcher.close)
         await asyncio.to_thread(self._decoders.close)
         for pool in (self._encoders, self._loaders):
@@ -276,6 +282,15 @@ class InferenceApp:
     async def _load_backbone(self, key: BackboneKey) -> Pinned[LoadedBackbone]:
         return await self._in_loader(self._predictor.pin_backbone, key)
 
+    async def _adopt_built_engines(self) -> None:
+        """Look, now and then, for faster engines of what is loaded."""
+        while True:
+            await asyncio.sleep(_ADOPT_SECONDS)
+            try:
+                await asyncio.to_thread(self._predictor.adopt_built_engines)
+            except GraftError:  # no memory for it: what is loaded goes on
+                log.exception("a faster engine could not be adopted")
+
     async def _in_loader(self, load: Callable[[_Key], _Loaded], key: _Key) -> _Loaded:
         return await asyncio.get_running_loop().run_in_executor(self._loaders, load, key)
 
@@ -347,11 +362,13 @@ def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: Wanted)
         "forward_ms": _ms(max((p.forward_seconds for p in predictions), default=0)),
         "batch_size": max((p.batch_images for p in predictions), default=0),
     }
-    parts = (
-        as_json(model.head.artifact.digest), b", ".join(bodies), as_json(abstention),
-        as_json(timing),
-    )  # fmt: skip
-    return b'{"artifact": %s, "predictions": [%s], "abstention": %s, "timing": %s}' % parts
+    rest = {
+        "artifact": model.head.artifact.digest,
+        "abstention": abstention,
+        "timing": timing,
+        "wanted_engine": model.backbone.wanted_engine,
+    }
+    return b'{"predictions": [%s], %s' % (b", ".join(bodies), as_json(rest)[1:])
 
 
 def _status_of(error: type[GraftError]) -> int:

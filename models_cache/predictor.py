@@ -19,7 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models_cache.answers import ImageOutput, QueuedImage, answers_of
-from models_cache.artifacts import FAMILIARITY_FILE, describe_artifact, read_familiarity
+from models_cache.artifacts import (
+    FAMILIARITY_FILE,
+    Artifact,
+    describe_artifact,
+    read_familiarity,
+)
 from models_cache.backbone_weights import verified_weights
 from models_cache.blobs import BlobStore
 from models_cache.classifiers import (
@@ -30,7 +35,7 @@ from models_cache.classifiers import (
     load_head,
 )
 from models_cache.decode import ImageLimits, center_crop, decode_rgb, resize_shorter_side
-from models_cache.engine_store import EngineKey, EngineStore
+from models_cache.engine_store import EngineKey, EngineStore, engine_spec
 from models_cache.engines import Engine, choose_engine
 from models_cache.errors import DeviceUnavailable, GraftError
 from models_cache.features import freeze, is_out_of_memory
@@ -77,6 +82,7 @@ class Predictor:
         # Around every call of a module, and nothing slower: choosing an engine traces the network,
         # and torch's tracer replaces `nn.Module.__call__` for the whole process meanwhile
         self._device_lock = threading.Lock()
+        self._unbuilt: set[BackboneKey] = set()  # loaded, and a faster engine may come
         self._mixed_batches = 0
         self._batches = 0
         self._images = 0
@@ -135,6 +141,24 @@ class Predictor:
     def pin_backbone_if_loaded(self, key: BackboneKey) -> Pinned[LoadedBackbone] | None:
         """Return a backbone if it is loaded; never blocks."""
         return self._backbones.pin_if_loaded(key)
+
+    def adopt_built_engines(self) -> None:
+        """Swap engines for those built since; batches under way and queued ones end as they are.
+
+        Raises:
+            DeviceUnavailable: There is no memory for both.
+        """
+        for key in list(self._unbuilt):
+            if self._engines.is_wanted(_engine_key(key)):
+                continue
+            self._unbuilt.discard(key)  # it is there, or cannot be had
+            with self._needing_memory("while loading"):
+                engine = self._built_engine(key)
+                if engine is not None:
+                    images = golden_images(key.artifact.facts.preprocessing.crop_px)
+                    features = self._features(engine, images, key)
+                    loaded = LoadedBackbone(engine, images, features, None)
+                    self._backbones.replace(key, loaded)
 
     def preprocess(
         self, model: Model, data: bytes | memoryview, preprocessed: bool = False
@@ -217,8 +241,15 @@ class Predictor:
 
     def _load_backbone(self, key: BackboneKey) -> LoadedBackbone:
         images = golden_images(key.artifact.facts.preprocessing.crop_px)
-        engine = self._built_engine(key) or self._torch_engine(key)
-        return LoadedBackbone(engine, images, self._features(engine, images, key))
+        engine, wanted, artifact = self._built_engine(key), None, key.artifact
+        if engine is None:
+            engine = self._torch_engine(key)
+            if self._may_be_built(artifact) and self._engines.is_wanted(_engine_key(key)):
+                facts = artifact.facts
+                assert facts.weights is not None  # checked when the artifact was read
+                wanted = engine_spec(key.architecture, facts.weights, facts.preprocessing)
+                self._unbuilt.add(key)
+        return LoadedBackbone(engine, images, self._features(engine, images, key), wanted)
 
     def _features(self, engine: Engine, images: NDArray[np.uint8], key: BackboneKey) -> Tensor:
         with self._device_lock:
@@ -227,10 +258,7 @@ class Predictor:
     def _built_engine(self, key: BackboneKey) -> Engine | None:
         """Return the engine that was built of a backbone, if it gives what the artifact says."""
         artifact = key.artifact
-        if self._device.type != "cpu" or artifact.facts.kind != "head":
-            return None
-        name = EngineKey(key.architecture, key.sha256, key.preprocessing_digest)
-        engine = self._engines.load(name)
+        engine = self._engines.load(_engine_key(key)) if self._may_be_built(artifact) else None
         if engine is None:
             return None
 
@@ -238,6 +266,9 @@ class Predictor:
             return self._features(engine, images, key)
 
         return engine if gives_golden_features(features_of, artifact, self._blobs) else None
+
+    def _may_be_built(self, artifact: Artifact) -> bool:
+        return self._device.type == "cpu" and artifact.facts.kind == "head"
 
     def _torch_engine(self, key: BackboneKey) -> Engine:
         artifact = key.artifact
@@ -259,6 +290,10 @@ class Predictor:
             if not is_out_of_memory(error):
                 raise
             raise DeviceUnavailable(str(self._device), f"out of memory {when}") from error
+
+
+def _engine_key(key: BackboneKey) -> EngineKey:
+    return EngineKey(key.architecture, key.sha256, key.preprocessing_digest)
 
 
 def _pinned_model(head: Pinned[LoadedHead], backbone: Pinned[LoadedBackbone]) -> Pinned[Model]:

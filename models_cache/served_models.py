@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,11 +77,13 @@ class LoadedBackbone:
         engine: What runs it.
         golden_images: uint8 `[G, crop, crop, 3]`.
         golden_features: float32 `[G, D]`.
+        wanted_engine: What to build, as a job is told it, if a faster engine has not been.
     """
 
     engine: Engine
     golden_images: Pixels
     golden_features: Tensor
+    wanted_engine: dict[str, Any] | None
 
     @property
     def nbytes(self) -> int:

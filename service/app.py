@@ -21,6 +21,7 @@ from models_cache.neighbours import NeighbourStore
 from models_cache.room import Room
 from models_cache.weights import WeightsVault
 from service import problems
+from service.engine_wishes import EngineWishes
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
 from service.manifests import RecentManifests
@@ -67,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         sweeping.cancel()
         await services.indexer.close()
         await services.shadows.close()
+        await services.engine_wishes.close()
         await services.inference.close()
         services.database.close()
 
@@ -126,6 +128,7 @@ def build_services(settings: Settings) -> Services:
         indexer=Indexer(
             blobs, NeighbourStore(settings.data_dir / "cache" / "neighbours"), inference
         ),
+        engine_wishes=EngineWishes(database),
         shadows=Shadows(database, inference, settings.shadow_fraction),
         metrics=ServiceMetrics(),
     )

@@ -17,6 +17,7 @@ from models_cache.blobs import BlobStore
 from models_cache.catalogue import Catalogue
 from models_cache.room import Room
 from models_cache.weights import WeightsVault
+from service.engine_wishes import EngineWishes
 from service.errors import ValidationFailed
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
@@ -43,6 +44,7 @@ class Services:
     predicting: Room
     indexer: Indexer
     shadows: Shadows
+    engine_wishes: EngineWishes
     metrics: ServiceMetrics
 
 

@@ -54,6 +54,7 @@ async def forward(
     except (ArtifactError, StorageError, WeightsError) as error:
         raise ModelUnavailable(version.name, version.version, str(error)) from error
     services.metrics.saw_images(version.name, len(images))
+    services.engine_wishes.hear(answer["wanted_engine"], version.project)
     return answer
 
 
