@@ -145,6 +145,8 @@ def _small_classes(manifest: Manifest) -> Iterator[Finding]:
             f"{len(unjudged)} of {len(names)} classes have no val images ({named(list(unjudged))})"
         )
         yield Finding("class-too-small-for-val", fact, _counts(unjudged))
+    if not train:
+        return  # images without labels
     most, fewest = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
     if train[most] >= _IMBALANCE * train[fewest]:
         fact = (
