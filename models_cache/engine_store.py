@@ -13,9 +13,11 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -66,6 +68,28 @@ class EngineKey:
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
         parts = {**asdict(self), **versions, "engine": engine_name(), "format": _FORMAT}
         return durable.sha256_of_bytes(durable.canonical_json(parts))
+
+
+def engine_spec(
+    architecture: str, weights: Mapping[str, Any], preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """Return what a job that builds an engine is told.
+
+    Args:
+        architecture: Of the backbone.
+        weights: As a receipt or an artifact names them.
+        preprocessing: What the backbone is shown.
+    """
+    return {
+        "architecture": architecture,
+        "weights": {
+            "file": weights["file"],
+            "sha256": weights["sha256"],
+            "has_head": bool(weights.get("has_head", True)),
+        },
+        "preprocessing": preprocessing.as_json(),
+        "engine": engine_name(),
+    }
 
 
 @dataclass(frozen=True)
@@ -206,7 +230,8 @@ def _exported(backbone: nn.Module, crop_px: int) -> bytes:
 
 
 def _engine(name: str, network: bytes) -> Engine:
-    return Engine(name, _OnnxNetwork(network, torch.get_num_threads()), _CPU, len(network))
+    runner = _OnnxNetwork(network, torch.get_num_threads())
+    return Engine(name, runner, _CPU, len(network), planar=True)
 
 
 class _OnnxNetwork(nn.Module):
@@ -223,5 +248,5 @@ class _OnnxNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features of a batch."""
-        (features,) = self._session.run(None, {"images": images.contiguous().numpy()})
+        (features,) = self._session.run(None, {"images": images.numpy()})
         return torch.from_numpy(features)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models_cache.answers import QueuedImage, answers_of
+from models_cache.answers import outputs_of
 from models_cache.artifacts import Artifact
 from models_cache.backbones import Classifier
 from models_cache.decode import Pixels, center_crop, resize_shorter_side
@@ -24,7 +24,7 @@ from models_cache.export_errors import ExportMismatch
 from models_cache.export_formats import Run
 from models_cache.features import freeze
 from models_cache.preprocessing import Preprocessing
-from models_cache.served_models import BackboneKey, LoadedHead, Model
+from models_cache.served_models import BackboneKey, LoadedHead
 
 TOLERANCE_RESIZED = 1e-4
 TOLERANCE_ANY_SIZE = 1e-2
@@ -92,10 +92,11 @@ def served_probabilities(
     """
     engine = Engine.of(EAGER, freeze(classifier.backbone, torch.device("cpu")))
     key = BackboneKey(*artifact.backbone_key, artifact=artifact)
-    model = Model(LoadedHead(artifact, key, classifier.head.eval(), None), engine)
+    weight, bias = (p.detach().numpy() for p in (classifier.head.weight, classifier.head.bias))
+    head = LoadedHead(artifact, key, weight, bias, None)
     found = []
     for number, image in enumerate(images, 1):
-        found.append(_served(model, image.pixels))
+        found.append(_served(head, engine, image.pixels))
         report(number, len(images))
     return found
 
@@ -125,14 +126,14 @@ def compare_with_served(
 
 
 @torch.inference_mode()
-def _served(model: Model, pixels: Pixels) -> Probabilities:
-    facts = model.preprocessing
+def _served(head: LoadedHead, engine: Engine, pixels: Pixels) -> Probabilities:
+    facts = head.artifact.facts.preprocessing
     resized = resize_shorter_side(pixels, facts.resize_px, facts.interpolation)
-    (outcome,) = answers_of([QueuedImage(model, center_crop(resized, facts.crop_px))])
+    crop = torch.from_numpy(center_crop(resized, facts.crop_px)[None])  # [1, H, W, 3]
+    (outcome,) = outputs_of([head], engine.features(crop, facts).numpy())
     if isinstance(outcome, GraftError):
         raise outcome
-    probabilities: Probabilities = outcome.scores.numpy()
-    return probabilities
+    return outcome.scores
 
 
 def _drawn(height_px: int, width_px: int) -> Pixels:

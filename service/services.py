@@ -15,8 +15,9 @@ from fastapi import Depends, Header, Path, Query, Request
 from jobs.store.database import Database
 from models_cache.blobs import BlobStore
 from models_cache.catalogue import Catalogue
-from models_cache.errors import InferenceOverloaded
+from models_cache.room import Room
 from models_cache.weights import WeightsVault
+from service.engine_wishes import EngineWishes
 from service.errors import ValidationFailed
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
@@ -27,26 +28,6 @@ from service.shadowing import Shadows
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 REFERENCE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}(@([a-z][a-z0-9._-]{0,62}|[1-9]\d{0,8}))?$"
-
-
-class Crowd:
-    """Bounds how many requests do something at once; one too many is refused, not queued.
-
-    Args:
-        limit: Most requests at once: each may hold its images in memory.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._inside = 0
-
-    async def __aenter__(self) -> None:
-        if self._inside >= self._limit:
-            raise InferenceOverloaded(self._inside, self._limit)
-        self._inside += 1
-
-    async def __aexit__(self, *_: object) -> None:
-        self._inside -= 1
 
 
 @dataclass(frozen=True)
@@ -60,9 +41,10 @@ class Services:
     catalogue: Catalogue
     vault: WeightsVault
     inference: InferenceClient
-    predicting: Crowd
+    predicting: Room
     indexer: Indexer
     shadows: Shadows
+    engine_wishes: EngineWishes
     metrics: ServiceMetrics
 
 

@@ -6,10 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from fastapi import Path
+from fastapi import Path, Request
 
 from jobs.store import models
 from jobs.store.models import Version
+from models_cache.asgi import unless_client_gone
 from models_cache.errors import ArtifactError, StorageError
 from models_cache.weights_errors import WeightsError
 from service.errors import ModelUnavailable
@@ -33,19 +34,27 @@ def resolve(services: Services, reference: str) -> Version:
 
 
 async def forward(
-    services: Services, version: Version, images: Sequence[bytes | memoryview], wanted: Wanted
+    request: Request,
+    services: Services,
+    version: Version,
+    images: Sequence[bytes | memoryview],
+    wanted: Wanted,
 ) -> dict[str, Any]:
-    """Return what the inference process says of images.
+    """Return what the inference process says of images; the body has been read.
 
     Raises:
+        ClientGone: The client hung up; what was queued for it is dropped.
         ModelUnavailable: The version is broken on disk: nothing the caller can mend.
         InferenceError: The inference process cannot answer.
     """
     try:
-        answer = await services.inference.predict(version.artifact_digest, images, wanted)
+        answer = await unless_client_gone(
+            services.inference.predict(version.artifact_digest, images, wanted), request.receive
+        )
     except (ArtifactError, StorageError, WeightsError) as error:
         raise ModelUnavailable(version.name, version.version, str(error)) from error
     services.metrics.saw_images(version.name, len(images))
+    services.engine_wishes.hear(answer["wanted_engine"], version.project)
     return answer
 
 

@@ -28,6 +28,9 @@ from jobs.store.tables import DEFAULT_PROJECT, jobs
 #: Jobs that people ask for; the others serve datasets and weights and are not listed.
 PUBLIC_TYPES = frozenset({"fine_tune", "race", "evaluate", "batch_predict", "export"})
 
+#: Those that wait for the same slots; exports have one of their own.
+_TRAININGS = PUBLIC_TYPES - {"export"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -170,7 +173,7 @@ def queue_position(connection: Connection, job: Job) -> int | None:
     return connection.scalar(
         select(func.count())
         .select_from(jobs)
-        .where(jobs.c.status == JobState.QUEUED, _public(job.type), ahead)
+        .where(jobs.c.status == JobState.QUEUED, _of_same_queue(job.type), ahead)
     )
 
 
@@ -313,5 +316,5 @@ def remove(connection: Connection, job_id: str, project: str = DEFAULT_PROJECT) 
     connection.execute(delete(jobs).where(jobs.c.id == job_id))
 
 
-def _public(job_type: str) -> ColumnElement[bool]:
-    return jobs.c.type.in_(PUBLIC_TYPES) if job_type in PUBLIC_TYPES else jobs.c.type == job_type
+def _of_same_queue(job_type: str) -> ColumnElement[bool]:
+    return jobs.c.type.in_(_TRAININGS) if job_type in _TRAININGS else jobs.c.type == job_type

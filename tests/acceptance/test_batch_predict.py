@@ -53,7 +53,7 @@ def street(graft: Graft, shared: Path, tmp_path_factory: pytest.TempPathFactory)
     return graft.wait_for_dataset(upload["id"])
 
 
-def predict_all(graft: Graft, dataset: Json, **fields: Any) -> Json:
+def predict_all(graft: Graft, dataset: Json, **fields: Any) -> Json:  # noqa: ANN401
     job = graft.submit(dataset["id"], type="batch_predict", **({"model": MODEL} | fields))
     return graft.wait_for_job(job["id"])
 

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def photographs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [*paths, *sorted(folder.glob("*.png")), folder / "rotated.jpg"]
 
 
-def submitted(graft: Graft, archive: Path, model: str, **fields: object) -> int:
+def submitted(graft: Graft, archive: Path, model: str, **fields: Any) -> int:  # noqa: ANN401
     dataset = graft.wait_for_dataset(graft.upload(archive, name=model)["id"])
     job = graft.wait_for_job(graft.submit(dataset["id"], model=model, **fields)["id"])
     return int(job["result"]["version"])
@@ -225,7 +226,7 @@ def test_same_export_is_asked_for_twice_and_made_once(
 
 
 def test_what_cannot_be_exported_is_refused(graft: Graft, models: dict[str, int]) -> None:
-    cases = [
+    cases: list[tuple[Callable[[], object], int, str]] = [
         (lambda: graft.export("whole", models["whole"], "tflite"), 422, "validation-failed"),
         (lambda: graft.export("whole", 99, "onnx"), 404, "version-not-found"),
         (lambda: graft.export("nobody", 1, "onnx"), 404, "model-not-found"),

@@ -30,7 +30,7 @@ from jobs.training.step import Batch, Learner, compute_gradients, update_weights
 from models_cache.artifacts import Artifact, read_artifact
 from models_cache.backbones import build_backbone, build_classifier
 from models_cache.blobs import BlobStore
-from models_cache.classifiers import check_golden, load_classifier
+from models_cache.classifiers import check_golden, load_classifier, outputs_of_classifier
 from models_cache.devices import choose_device
 from models_cache.engines import choose_engine
 from models_cache.features import freeze, normalised
@@ -98,8 +98,10 @@ def test_a_model_trained_on_the_gpu_gives_its_golden_outputs_on_the_cpu(
     weights_path = job.data_folder / "weights" / f"{_ARCHITECTURE}-drawn.pth"
     blobs = BlobStore(job.data_folder / "blobs")
     classifier = load_classifier(artifact, blobs, weights_path)
-    check_golden(classifier, artifact, blobs)
-    check_golden(classifier.to(cuda), artifact, blobs)
+    check_golden(outputs_of_classifier(classifier, artifact.facts.preprocessing), artifact, blobs)
+    check_golden(
+        outputs_of_classifier(classifier.to(cuda), artifact.facts.preprocessing), artifact, blobs
+    )
 
 
 @pytest.mark.parametrize(
