@@ -82,6 +82,12 @@ class Running:
         return {name: self.process(name).num_fds() for name in ("api", "inference")}
 
 
+def tree_seconds(process: psutil.Process) -> float:
+    """Return the processor time that a process and those below it have taken."""
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
+
+
 @contextmanager
 def running(folder: Path, weights: Path, threads: int) -> Iterator[Running]:
     """Run a service over a folder that is kept."""
