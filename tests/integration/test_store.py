@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -227,7 +226,7 @@ def test_page_of_models_says_of_each_what_it_says_alone(database: Database) -> N
     with database.write() as connection:
         for name, versions in (("a", 3), ("b", 1), ("c", 2), ("gone", 1)):
             for number in range(versions):
-                new = replace(new_version(str(number) * 64), name=name)
+                new = new_version(str(number) * 64, name=name)
                 models.publish(connection, new, promote=number == 1)
         models.set_alias(connection, "a", "canary", 3)
         models.remove(connection, "gone")
