@@ -65,6 +65,15 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         4 << 30, ge=64 << 20, description="Bound of loaded models in memory, in bytes."
     )
+    predict_timeout_seconds: float = Field(
+        60.0, gt=0, le=3600, description="Longest wait for a prediction, with a first load."
+    )
+    max_batch_images: int = Field(
+        0, ge=0, le=1024, description="Most images of a forward pass; 0: what is fastest."
+    )
+    max_queued_images: int = Field(
+        512, ge=32, le=65_536, description="Most images accepted and not yet answered."
+    )
     shadow_fraction: float = Field(
         0.1, ge=0, le=1, description="Share of a model's predictions that alias `shadow` gets too."
     )
@@ -75,6 +84,9 @@ class Settings(BaseSettings):
         2 << 30, ge=1024, description="Largest data set archive, in bytes."
     )
     max_image_pixels: int = Field(40_000_000, ge=1024, description="Largest image, in pixels.")
+    idempotency_seconds: float = Field(
+        86_400.0, ge=1, description="For so long a request with the same key is made only once."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line that is logged."
     )
@@ -167,6 +179,7 @@ class Settings(BaseSettings):
             heartbeat_seconds=min(10.0, self.lease_seconds / 4.5),
             stall_seconds=self.stall_seconds,
             disk_cache_bytes=self.disk_cache_bytes,
+            idempotency_seconds=self.idempotency_seconds,
         )
 
 
