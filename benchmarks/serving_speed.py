@@ -164,9 +164,8 @@ def _write_state(bench: Bench, digest: str, path: Path) -> None:
     """Write torchvision's state of the published model."""
     import torch  # noqa: PLC0415 - the load generator needs none
 
-    from models_cache.artifacts import read_artifact  # noqa: PLC0415
+    from models_cache.artifacts import read_artifact, read_model  # noqa: PLC0415
     from models_cache.blobs import BlobStore  # noqa: PLC0415
-    from models_cache.classifiers import load_head  # noqa: PLC0415
 
     data = bench.options.folder / "data"
     blobs = BlobStore(data / "blobs")
@@ -175,8 +174,9 @@ def _write_state(bench: Bench, digest: str, path: Path) -> None:
     files = [*(data / "weights").glob("*"), *bench.options.weights.glob("*")]
     file = next(each for each in files if each.name == weights["file"])
     state = torch.load(file, weights_only=True)
-    head = load_head(artifact, blobs)
     own = {k: v for k, v in state.items() if not k.startswith("classifier")}
-    torch.save(
-        {**own, "classifier.1.weight": head.weight.data, "classifier.1.bias": head.bias.data}, path
-    )
+    head = {
+        name.replace("head", "classifier.1"): torch.from_numpy(value)
+        for name, value in read_model(blobs, artifact).items()
+    }
+    torch.save({**own, **head}, path)
