@@ -231,6 +231,23 @@ def test_alias_moves_only_from_where_it_was_expected(database: Database) -> None
             models.resolve(connection, "m", "nowhere")
 
 
+def test_page_of_models_says_of_each_what_it_says_alone(database: Database) -> None:
+    with database.write() as connection:
+        for name, versions in (("a", 3), ("b", 1), ("c", 2), ("gone", 1)):
+            for number in range(versions):
+                new = new_version(str(number) * 64, name=name)
+                models.publish(connection, new, promote=number == 1)
+        models.set_alias(connection, "a", "canary", 3)
+        models.remove(connection, "gone")
+    with database.read() as connection:
+        page = models.page(connection, 10, None)
+        assert page == [models.get(connection, name) for name in "abc"]
+        assert [model.name for model in models.page(connection, 1, "a")] == ["b"]
+        served = models.defaults(connection, ["a", "b", "gone", "never"])
+        assert served == {name: models.resolve(connection, name, None) for name in "ab"}
+    assert (page[0].versions, page[0].aliases) == ([1, 2, 3], {"canary": 3, "default": 2})
+
+
 def test_key_remembers_what_it_made_and_refuses_another_request(database: Database) -> None:
     with database.write() as connection:
         assert idempotency.find(connection, "k", "f1") is None
