@@ -8,10 +8,10 @@ order, writes each result down as it comes, and prints the tables of what is the
 stopped at any time and started again; `--most N` ends it after N trainings of a network, `--only
 PATTERN` trains just the settings whose name the regular expression is found in. Needs no network.
 
-Two figures for each row, mean and standard deviation over seeds of accuracy and loss (nats):
-"chosen" is the best epoch by the recipe's own rule on all held-out images, which flatters whatever
+Figures of a row are the mean (standard deviation) over seeds of accuracy, with unequal classes macro
+recall, and of loss in nats, on the held-out images, three times: "chosen" is the best epoch by the recipe's own rule on all held-out images, which flatters whatever
 varies most; in "fair" the epoch is chosen on one half of these images and judged on the other, both
-ways. The fitted head is a candidate in both.
+ways. The fitted head is a candidate in both. "last epoch" is that of no choice at all.
 """
 
 from __future__ import annotations
@@ -178,17 +178,23 @@ def _print_tables(records: list[dict[str, Any]]) -> None:
             if record["setting"] == setting:
                 for label, row in _derived(record):
                     rows.setdefault(label, []).append(row)
+        score = "recall" if _is_unequal(setting) else "accuracy"
         print(f"\n{setting}\n")
-        print(
-            "| changed | seeds | chosen: accuracy, loss | fair: the same | last epoch: the same |"
-        )
-        print("|---|---|---|---|---|")
+        print(f"| changed | seeds | epochs | chosen: {score}, loss | fair | last epoch |")
+        print("|---|---|---|---|---|---|")
         for label, found in rows.items():
+            epochs = statistics.fmean(row["last"]["epoch"] for row in found)
             cells = (
-                ", ".join(_spread(found, kind, name) for name in ("accuracy", "loss"))
+                ", ".join(_spread(found, kind, name) for name in (score, "loss"))
                 for kind in ("chosen", "fair", "last")
             )
-            print(f"| {label} | {len(found)} | {' | '.join(cells)} |")
+            print(f"| {label} | {len(found)} | {epochs:.1f} | {' | '.join(cells)} |")
+
+
+def _is_unequal(setting: str) -> bool:
+    """Tell whether the classes of a setting differ in size: then recalls are averaged over them."""
+    drawn = re.search(r"(\d+):(\d+)$", setting)
+    return drawn is not None and drawn[1] != drawn[2]
 
 
 def _derived(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Figures]]]:
@@ -207,7 +213,7 @@ def _derived(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Figures]]]
             yield f"ema_decay {EMA_DECAY}", _row(found, _by_accuracy)
         if name.startswith("best epochs"):
             fair = _mean([found[a][b] for a, b in (_HALVES, _HALVES[::-1])])
-            yield name, {"chosen": found["all"]["all"], "fair": fair, "last": curve[-1]["all"]}
+            yield name, {"chosen": found["all"]["all"], "fair": fair, "last": _last(curve)}
 
 
 def _row(curve: Curve, rank: Callable[[Figures], tuple[float, ...]]) -> dict[str, Figures]:
@@ -217,7 +223,11 @@ def _row(curve: Curve, rank: Callable[[Figures], tuple[float, ...]]) -> dict[str
         return max(range(len(curve)), key=lambda epoch: rank(curve[epoch][part]))
 
     fair = [curve[best(a)][b] for a, b in (_HALVES, _HALVES[::-1])]
-    return {"chosen": curve[best("all")]["all"], "fair": _mean(fair), "last": curve[-1]["all"]}
+    return {"chosen": curve[best("all")]["all"], "fair": _mean(fair), "last": _last(curve)}
+
+
+def _last(curve: Curve) -> Figures:
+    return {**curve[-1]["all"], "epoch": len(curve) - 1}
 
 
 def _by_accuracy(figures: Figures) -> tuple[float, ...]:
