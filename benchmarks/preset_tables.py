@@ -8,10 +8,11 @@ order, writes each result down as it comes, and prints the tables of what is the
 stopped at any time and started again; `--most N` ends it after N trainings of a network, `--only
 PATTERN` trains just the settings whose name the regular expression is found in. Needs no network.
 
-Figures of a row are the mean (standard deviation) over seeds of accuracy, with unequal classes macro
-recall, and of loss in nats, on the held-out images, three times: "chosen" is the best epoch by the recipe's own rule on all held-out images, which flatters whatever
-varies most; in "fair" the epoch is chosen on one half of these images and judged on the other, both
-ways. The fitted head is a candidate in both. "last epoch" is that of no choice at all.
+Figures of a row are the mean (standard deviation) over seeds of accuracy, with unequal classes of
+macro recall, and of loss in nats on the held-out images, three times: "chosen" is the best epoch by
+the recipe's own rule on all held-out images, which flatters whatever varies most; in "fair" the
+epoch is chosen on one half of these images and judged on the other, both ways; "last epoch" is that
+of no choice at all. The fitted head is a candidate in the first two.
 """
 
 from __future__ import annotations
