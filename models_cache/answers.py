@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models_cache.artifacts import MULTILABEL
 from models_cache.calibration import set_confidence
+from models_cache.contrast import BLANK_CONTRAST, contrast
 from models_cache.errors import GraftError, ModelUnhealthy
 from models_cache.served_models import LoadedHead, Model, Pixels
 
@@ -34,8 +35,8 @@ class ImageOutput:
     Args:
         logits: What scores are the softmax or sigmoid of, float32 `[C]` on the CPU.
         scores: Calibrated, float32 `[C]` on the CPU; with sum 1 unless there may be several labels.
-        ood_score: Fraction of the known images that are less unusual; None if the model cannot
-            tell.
+        ood_score: Fraction of the known images that are less unusual, 1 for a picture of one
+            colour; None if the model cannot tell.
         out_of_distribution: Whether that is too many for an image like the known ones.
         features: What the backbone makes of it, float32 `[D]` on the CPU.
     """
@@ -58,13 +59,20 @@ def answers_of(images: Sequence[QueuedImage]) -> list[ImageOutput | GraftError]:
     features = model.backbone.features(pixels, model.preprocessing)  # [B, D]
     outcomes: list[ImageOutput | GraftError | None] = [None] * len(images)
     for head, rows in _rows_by_head(images):
-        for row, outcome in zip(rows, _outputs_of_head(head, features[rows]), strict=True):
+        blank = [contrast(images[row].pixels) < BLANK_CONTRAST for row in rows]
+        for row, outcome in zip(rows, _outputs_of_head(head, features[rows], blank), strict=True):
             outcomes[row] = outcome
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _outputs_of_head(head: LoadedHead, features: Tensor) -> Iterator[ImageOutput | GraftError]:
-    """Yield what a head says of its images by their features `[B, D]`."""
+def _outputs_of_head(
+    head: LoadedHead, features: Tensor, blank: Sequence[bool]
+) -> Iterator[ImageOutput | GraftError]:
+    """Yield what a head says of its images by their features `[B, D]`.
+
+    A picture of one colour is unlike every known one, whatever its features resemble: networks
+    see little in it, and little is what lies near the centre of all that is known.
+    """
     logits = head.linear(features)  # [B, C]
     logits_of_scores = logits / head.temperature
     independent = head.artifact.facts.task == MULTILABEL
@@ -77,6 +85,8 @@ def _outputs_of_head(head: LoadedHead, features: Tensor) -> Iterator[ImageOutput
     for row, is_finite in enumerate(finite):
         if is_finite:
             judged = (ood_scores[row], strange[row])
+            if blank[row] and head.familiarity is not None:
+                judged = (1.0, True)
             yield ImageOutput(logits_of_scores[row], scores[row], *judged, features[row])
         else:
             yield ModelUnhealthy(head.artifact.digest)
