@@ -68,11 +68,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "lr x 3": {"lr_head": 3e-4, "lr_backbone": 9e-5},
     "lr x 0.3": {"lr_head": 3e-5, "lr_backbone": 9e-6},
     "last 4 stages": {"tune": 4},
-    "label_smoothing 0.1": {"label_smoothing": 0.1},
-    "trivialaugment": {"augmentation": "trivialaugment"},
-    "mixup_alpha 0.2": {"mixup_alpha": 0.2},
 }
 _LATER: dict[str, dict[str, Any]] = {
+    "trivialaugment": {"augmentation": "trivialaugment"},
+    "label_smoothing 0.1": {"label_smoothing": 0.1},
+    "mixup_alpha 0.2": {"mixup_alpha": 0.2},
     "randaugment": {"augmentation": "randaugment"},
     "cutmix_alpha 1": {"cutmix_alpha": 1.0},
     "12 epochs": {"epochs": 12},
@@ -151,15 +151,16 @@ def _parse_options() -> argparse.Namespace:
 def _missing(path: Path, only: str) -> Iterator[tuple[Training, int]]:
     """Yield what has no result yet, the first seed of a setting's rows before the second."""
     done = {(r["setting"], r["label"], r["seed"]) for r in _read(path)}
-    rows = [row for row in grid() if re.search(only, row.setting.name)]
-    for own in _groups(rows):
+    for own in _groups(grid()):
+        if not re.search(only, own[0].setting.name):
+            continue
         for seed in sorted({seed for row in own for seed in row.seeds}):
             for row in own:
                 if seed in row.seeds and (row.setting.name, row.label, seed) not in done:
                     yield row, seed
 
 
-def _groups(rows: list[Training]) -> Iterator[list[Training]]:
+def _groups(rows: Iterator[Training]) -> Iterator[list[Training]]:
     """Yield rows that follow one another in the grid with the same setting and recipe."""
     for _, group in itertools.groupby(rows, key=lambda row: (row.setting, row.recipe)):
         yield list(group)
@@ -178,23 +179,21 @@ def _print_tables(records: list[dict[str, Any]]) -> None:
                     rows.setdefault(label, []).append(row)
         print(f"\n{setting}\n")
         print(
-            "| changed | seeds | chosen: accuracy, loss | fair: accuracy, loss | last epoch: loss |"
+            "| changed | seeds | chosen: accuracy, loss | fair: the same | last epoch: the same |"
         )
         print("|---|---|---|---|---|")
         for label, found in rows.items():
-            chosen, fair = (
+            cells = (
                 ", ".join(_spread(found, kind, name) for name in ("accuracy", "loss"))
-                for kind in ("chosen", "fair")
+                for kind in ("chosen", "fair", "last")
             )
-            print(
-                f"| {label} | {len(found)} | {chosen} | {fair} | {_spread(found, 'last', 'loss')} |"
-            )
+            print(f"| {label} | {len(found)} | {' | '.join(cells)} |")
 
 
 def _derived(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Figures]]]:
     """Yield the rows of one training: its own, and those of what was judged beside it."""
     curve, label = record["curve"], record["label"]
-    if "ema" not in record:
+    if label != _DEFAULTS:
         yield label, _row(curve, _by_accuracy)
         return
     yield "head alone", _row(curve[:1], _by_accuracy)

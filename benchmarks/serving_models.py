@@ -64,7 +64,7 @@ def many(bench: Bench) -> Json:
         few = bench.closed(service, MODEL)
         clones = Clones(service.data_folder, service.graft.model(MODEL)["default"]["digest"])
         with tempfile.TemporaryDirectory() as folder:
-            archives = [clones.archive(Path(folder), -n - 1) for n in range(_IMPORTED)]
+            archives = [clones.archive(Path(folder), _TEN_THOUSAND + n) for n in range(_IMPORTED)]
             started = time.monotonic()
             for number, archive in enumerate(archives):
                 service.graft.import_archive(f"imported-{number}", archive)

@@ -72,6 +72,11 @@ class Running:
         """Return the resident memory of the processes that answer."""
         return {name: self.process(name).memory_info().rss for name in ("api", "inference")}
 
+    def processor_seconds(self) -> dict[str, float]:
+        """Return the processor time that the processes that answer have taken."""
+        times = {name: self.process(name).cpu_times() for name in ("api", "inference")}
+        return {name: each.user + each.system for name, each in times.items()}
+
     def descriptors(self) -> dict[str, int]:
         """Return how many files the processes that answer have open."""
         return {name: self.process(name).num_fds() for name in ("api", "inference")}
@@ -125,12 +130,16 @@ class Bench:
     def closed(self, service: Running, *names: str, seconds: float | None = None) -> Load:
         """Load a service with 16 connections; some requests before are not counted."""
         load.closed(service.port, self.asking(*names), connections=CONNECTIONS, seconds=1.0)
-        return load.closed(
+        before = service.processor_seconds()
+        found = load.closed(
             service.port,
             self.asking(*names),
             connections=CONNECTIONS,
             seconds=seconds or self.options.seconds,
         )
+        after = service.processor_seconds()
+        taken = {name: after[name] - before[name] for name in before}
+        return replace(found, service_seconds=taken)
 
 
 def prepare(folder: Path, archive: Path, weights: Path, threads: int) -> None:

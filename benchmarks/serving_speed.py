@@ -31,22 +31,31 @@ def bare(bench: Bench) -> Json:
     for name in setup.ARCHITECTURES:
         with bench.running() as service:
             digest = service.graft.model(name)["default"]["digest"]
-            with _bare_loop(bench, digest) as (found, images_per_second):
+            with _bare_loop(bench, digest) as (found, measure):
                 rounds = []
                 for _ in range(bench.options.rounds):
-                    loop = images_per_second(bench.options.seconds)
+                    loop = measure(bench.options.seconds)
                     rounds.append((loop, bench.closed(service, name)))
         loops, loads = [r[0] for r in rounds], [r[1] for r in rounds]
+        served_ms = sum(1e3 * sum(each.service_seconds.values()) for each in loads) / sum(
+            each.answered for each in loads
+        )
+        loop_ms = statistics.mean(loop["processor_ms_per_image"] for loop in loops)
         report[name] = {
-            "bare": {**found, "images_per_second": [round(loop, 1) for loop in loops]},
+            "bare": {**found, "rounds": loops},
             "graft": [each.as_json() for each in loads],
-            "ratio": round(sum(each.per_second for each in loads) / sum(loops), 3),
+            "throughput_ratio": round(
+                sum(each.per_second for each in loads)
+                / sum(loop["images_per_second"] for loop in loops),
+                3,
+            ),
+            "processor_time_ratio": round(loop_ms / served_ms, 3),
         }
     return report
 
 
 @contextmanager
-def _bare_loop(bench: Bench, digest: str) -> Iterator[tuple[Json, Callable[[float], float]]]:
+def _bare_loop(bench: Bench, digest: str) -> Iterator[tuple[Json, Callable[[float], Json]]]:
     """Run `serving_bare.py`; yield what it chose, and what measures it for some seconds."""
     script = str(Path(__file__).with_name("serving_bare.py"))
     data = str(bench.options.folder / "data")
@@ -61,9 +70,10 @@ def _bare_loop(bench: Bench, digest: str) -> Iterator[tuple[Json, Callable[[floa
         assert child.stdout is not None
         found = json.loads(child.stdout.readline())
 
-        def measure(seconds: float) -> float:
+        def measure(seconds: float) -> Json:
             print(seconds, file=child.stdin, flush=True)
-            return float(json.loads(child.stdout.readline()))
+            found: Json = json.loads(child.stdout.readline())
+            return found
 
         yield found, measure
         child.stdin.close()

@@ -50,15 +50,18 @@ _START_AGAIN_AFTER = timedelta(seconds=5)
 _AGAIN_AFTER_LOSS = timedelta(seconds=1)
 #: What a slot of each kind may run: data and downloads never wait for a training.
 SLOT_KINDS = {
-    "train": ("fine_tune", "race"),
+    "train": ("fine_tune", "race", "batch_predict"),
     "data": ("ingest",),
     "weights": ("download",),
     "engine": ("engine",),
+    "export": ("export",),
 }
 CHILD_KINDS: dict[str, AttemptKind] = {
     "fine_tune": "train",
     "race": "train",
+    "batch_predict": "train",
     "engine": "train",
+    "export": "train",
     "ingest": "ingest",
     "download": "download",
 }

@@ -13,6 +13,7 @@ class WorkerLimits:
     data_slots: int = 1
     weights_slots: int = 1
     engine_slots: int = 1
+    export_slots: int = 1
     lease_seconds: float = 45.0
     heartbeat_seconds: float = 10.0
     tick_seconds: float = 0.05

@@ -145,6 +145,19 @@ class LoadedCache(Generic[K, V]):
             self._use(key, entry)
         return Pinned(entry.loading.result(), lambda: self._release(entry))
 
+    def replace(self, key: K, value: V) -> None:
+        """Give later callers another value, if the key is loaded; who pinned the old keeps it."""
+        done: Future[V] = Future()
+        done.set_result(value)
+        size_bytes = self._size_of(value)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or not entry.loading.done():
+                return
+            self._loaded_bytes += size_bytes - entry.size_bytes
+            entry.loading, entry.size_bytes = done, size_bytes
+            self._evict()
+
     def _use(self, key: K, entry: _Entry[V]) -> None:
         entry.pins += 1  # waiters pin before the load ends: nothing evicts it in between
         self._entries.move_to_end(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ class Wanted:
         features: Whether to return what the backbone makes of an image, too.
         logits: Whether to return what its scores are made of, too.
         preprocessed: Whether images are tensors as the network takes them, not encoded.
+        timeout_seconds: After which nobody waits for the answer any more; None for never.
     """
 
     top_k: int | None
@@ -26,6 +28,7 @@ class Wanted:
     features: bool
     logits: bool
     preprocessed: bool
+    timeout_seconds: float | None
 
 
 def digest_of(message: object) -> str:
@@ -38,8 +41,14 @@ def digest_of(message: object) -> str:
 
 def wanted_of(header: dict[str, Any]) -> Wanted:
     """Return what a call asks for, or raise `WireMalformed`."""
-    switches = [_switch_of(header, name) for name in ("features", "logits", "preprocessed")]
-    return Wanted(_top_k_of(header), _max_error_of(header), *switches)
+    return Wanted(
+        top_k=_top_k_of(header),
+        max_error=_max_error_of(header),
+        features=_switch_of(header, "features"),
+        logits=_switch_of(header, "logits"),
+        preprocessed=_switch_of(header, "preprocessed"),
+        timeout_seconds=_timeout_of(header),
+    )
 
 
 def _switch_of(header: dict[str, Any], name: str) -> bool:
@@ -61,3 +70,10 @@ def _max_error_of(header: dict[str, Any]) -> float | None:
     if max_error is None or (type(max_error) is float and 0 < max_error < 1):
         return max_error
     raise WireMalformed(f"'max_error' is {str(max_error)[:80]!r}, not a number between 0 and 1")
+
+
+def _timeout_of(header: dict[str, Any]) -> float | None:
+    seconds = header.get("timeout_seconds")
+    if seconds is None or (type(seconds) in (int, float) and 0 < seconds < math.inf):
+        return seconds
+    raise WireMalformed(f"'timeout_seconds' is {str(seconds)[:80]!r}, not a number above 0")

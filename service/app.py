@@ -18,8 +18,10 @@ from models_cache import faults
 from models_cache.blobs import BlobStore
 from models_cache.catalogue import Catalogue
 from models_cache.neighbours import NeighbourStore
+from models_cache.room import Room
 from models_cache.weights import WeightsVault
 from service import problems
+from service.engine_wishes import EngineWishes
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
 from service.manifests import RecentManifests
@@ -28,6 +30,7 @@ from service.middleware import BrowserGuard, HeadAsGet
 from service.routers import (
     backbones,
     datasets,
+    exports,
     features,
     feedback,
     hugging_face,
@@ -40,14 +43,14 @@ from service.routers import (
     ops,
     predict,
 )
-from service.services import Crowd, Services
+from service.services import Services
 from service.settings import Settings
 from service.shadowing import Shadows
 from service.uploads import LEFTOVER_SECONDS
 from service.version import VERSION
 
 _SWEEP_SECONDS = 600.0
-_MOST_PREDICTIONS = 256  # requests at once, each with its images in memory
+_MOST_PREDICTIONS = 512  # requests at once, each with its images in memory
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -65,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         sweeping.cancel()
         await services.indexer.close()
         await services.shadows.close()
+        await services.engine_wishes.close()
         await services.inference.close()
         services.database.close()
 
@@ -82,6 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
         backbones.router,
         jobs.router,
         models.router,
+        exports.router,
         predict.router,
         features.router,
         feedback.router,
@@ -106,7 +111,7 @@ def build_services(settings: Settings) -> Services:
     database.migrate()
     catalogues = [Path(path) for path in settings.weights_catalog]
     blobs = BlobStore(settings.data_dir / "blobs")
-    inference = InferenceClient(settings.resolved_inference_url)
+    inference = InferenceClient(settings.resolved_inference_url, settings.predict_timeout_seconds)
     return Services(
         settings=settings,
         database=database,
@@ -119,10 +124,11 @@ def build_services(settings: Settings) -> Services:
             offline=settings.offline,
         ),
         inference=inference,
-        predicting=Crowd(_MOST_PREDICTIONS),
+        predicting=Room(_MOST_PREDICTIONS),
         indexer=Indexer(
             blobs, NeighbourStore(settings.data_dir / "cache" / "neighbours"), inference
         ),
+        engine_wishes=EngineWishes(database),
         shadows=Shadows(database, inference, settings.shadow_fraction),
         metrics=ServiceMetrics(),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -16,7 +17,8 @@ from models_cache.errors import (
     from_wire,
 )
 
-_TIMEOUT = httpx2.Timeout(60.0, connect=2.0)  # seconds; a first load reads and checks weights
+_CONNECT_SECONDS = 2.0
+_GRACE_SECONDS = 5.0  # the process itself says that the time is over
 _HEALTH_TIMEOUT = httpx2.Timeout(2.0)
 
 
@@ -30,6 +32,7 @@ class Wanted:
         features: Whether to return what the backbone makes of them, too.
         logits: Whether to return what their scores are made of, in the order of the classes.
         preprocessed: Whether they are tensors as the network takes them, not encoded.
+        timeout_seconds: How long the answer is waited for; None for as long as the client does.
     """
 
     top_k: int | None = None
@@ -37,6 +40,7 @@ class Wanted:
     features: bool = False
     logits: bool = False
     preprocessed: bool = False
+    timeout_seconds: float | None = None
 
 
 class InferenceClient:
@@ -44,9 +48,12 @@ class InferenceClient:
 
     Args:
         url: `unix:///path/of.sock` or `http://host:port`.
+        timeout_seconds: Longest that an answer is waited for; a first load reads and checks
+            weights.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
         limits = httpx2.Limits(max_connections=256, max_keepalive_connections=32)
         if url.startswith("unix://"):
             transport = httpx2.AsyncHTTPTransport(uds=url.removeprefix("unix://"), limits=limits)
@@ -55,7 +62,10 @@ class InferenceClient:
             transport = httpx2.AsyncHTTPTransport(limits=limits)
             base_url = url
         self._client = httpx2.AsyncClient(
-            transport=transport, base_url=base_url, timeout=_TIMEOUT, trust_env=False
+            transport=transport,
+            base_url=base_url,
+            timeout=httpx2.Timeout(timeout_seconds + _GRACE_SECONDS, connect=_CONNECT_SECONDS),
+            trust_env=False,
         )
 
     async def predict(
@@ -70,9 +80,12 @@ class InferenceClient:
 
         Raises:
             InferenceUnavailable: The process cannot be reached.
+            PredictTimedOut: The answer took too long.
             GraftError: What the process said went wrong.
         """
-        body = wire.encode({"artifact": artifact_digest, **asdict(wanted)}, images)
+        timeout_seconds = min(wanted.timeout_seconds or math.inf, self._timeout_seconds)
+        header = {"artifact": artifact_digest, **vars(wanted), "timeout_seconds": timeout_seconds}
+        body = wire.encode(header, images)
         return await self._post("/predict", body)
 
     async def load(self, artifact_digest: str) -> None:

@@ -19,17 +19,22 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from jobs import errors as jobs_errors
 from jobs import feedback_errors
 from jobs.datasets import errors as dataset_errors
+from jobs.exports import errors as exports_errors
 from models_cache import errors as cache_errors
-from models_cache import weights_errors
+from models_cache import export_errors, weights_errors
+from models_cache.asgi import ClientGone
 from models_cache.errors import GraftError
 from service import errors as request_errors
 from service.error_forms import Told, foreign_error
 
 log = logging.getLogger(__name__)
+
+GONE_STATUS = 499  # as nginx calls a client that hung up
 
 #: The nearest ancestor of an error's class decides; 500 means a bug or a broken data folder.
 STATUS: dict[type[GraftError], int] = {
@@ -40,7 +45,9 @@ STATUS: dict[type[GraftError], int] = {
     weights_errors.WeightsUnavailable: 503,
     cache_errors.ImageError: 422,
     cache_errors.ArtifactError: 422,
+    export_errors.ExportError: 422,
     cache_errors.InferenceError: 503,
+    cache_errors.PredictTimedOut: 504,
     cache_errors.PredictTooLarge: 413,
     cache_errors.WireMalformed: 500,
     jobs_errors.DatasetError: 422,
@@ -60,6 +67,8 @@ STATUS: dict[type[GraftError], int] = {
     jobs_errors.ModelNotFound: 404,
     jobs_errors.VersionNotFound: 404,
     jobs_errors.AliasConflict: 409,
+    exports_errors.ExportNotFound: 404,
+    exports_errors.ExportNotReady: 409,
     jobs_errors.VersionInUse: 409,
     feedback_errors.FeedbackError: 409,
     feedback_errors.FeedbackNotFound: 404,
@@ -101,7 +110,10 @@ def _ours(request: Request, error: Exception) -> JSONResponse:
     if status == 500:
         log.error("broken: %s", error, exc_info=error)
     faults = error.faults if isinstance(error, request_errors.ValidationFailed) else []
-    return error_answer(request, status, error.code, str(error), faults)
+    answer = error_answer(request, status, error.code, str(error), faults)
+    if isinstance(error, cache_errors.InferenceOverloaded):
+        answer.headers["Retry-After"] = str(error.retry_after_seconds)
+    return answer
 
 
 def _validation(request: Request, error: Exception) -> JSONResponse:
@@ -138,19 +150,19 @@ def _bug(request: Request, error: Exception) -> JSONResponse:
     return error_answer(request, 500, "internal-error", text, [])
 
 
-def _gone(_: Request, __: Exception) -> JSONResponse:
-    """Answer a client that hung up while it sent: for the log, nobody reads it."""
-    return JSONResponse(None, GONE_STATUS)
+def _gone(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=GONE_STATUS)  # for the log: nobody reads it
 
 
-_HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
     GraftError: _ours,
     RequestValidationError: _validation,
     HTTPException: _starlette,
-    ClientDisconnect: _gone,
     OSError: _disk,
     OperationalError: _database,
     PoolTimeout: _database,
+    ClientDisconnect: _gone,
+    ClientGone: _gone,
     Exception: _bug,
 }
 

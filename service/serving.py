@@ -6,19 +6,19 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from fastapi import Path
+from fastapi import Path, Request
 
 from jobs.store import models
 from jobs.store.models import Version
+from models_cache.asgi import unless_client_gone
 from models_cache.errors import ArtifactError, StorageError
 from models_cache.weights_errors import WeightsError
 from service.errors import ModelUnavailable
 from service.inference_client import Wanted
-from service.services import Services
+from service.services import REFERENCE_PATTERN, Services
 
-_REFERENCE = r"^[a-z0-9][a-z0-9._-]{0,62}(@([a-z][a-z0-9._-]{0,62}|[1-9]\d{0,8}))?$"
 ReferencePath = Annotated[
-    str, Path(pattern=_REFERENCE, description="`name`, `name@alias` or `name@version`.")
+    str, Path(pattern=REFERENCE_PATTERN, description="`name`, `name@alias` or `name@version`.")
 ]
 
 
@@ -34,19 +34,27 @@ def resolve(services: Services, reference: str) -> Version:
 
 
 async def forward(
-    services: Services, version: Version, images: Sequence[bytes | memoryview], wanted: Wanted
+    request: Request,
+    services: Services,
+    version: Version,
+    images: Sequence[bytes | memoryview],
+    wanted: Wanted,
 ) -> dict[str, Any]:
-    """Return what the inference process says of images.
+    """Return what the inference process says of images; the body has been read.
 
     Raises:
+        ClientGone: The client hung up; what was queued for it is dropped.
         ModelUnavailable: The version is broken on disk: nothing the caller can mend.
         InferenceError: The inference process cannot answer.
     """
     try:
-        answer = await services.inference.predict(version.artifact_digest, images, wanted)
+        answer = await unless_client_gone(
+            services.inference.predict(version.artifact_digest, images, wanted), request.receive
+        )
     except (ArtifactError, StorageError, WeightsError) as error:
         raise ModelUnavailable(version.name, version.version, str(error)) from error
     services.metrics.saw_images(version.name, len(images))
+    services.engine_wishes.hear(answer["wanted_engine"], version.project)
     return answer
 
 

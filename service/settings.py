@@ -65,6 +65,15 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         4 << 30, ge=64 << 20, description="Bound of loaded models in memory, in bytes."
     )
+    predict_timeout_seconds: float = Field(
+        60.0, gt=0, le=3600, description="Longest wait for a prediction, with a first load."
+    )
+    max_batch_images: int = Field(
+        0, ge=0, le=1024, description="Most images of a forward pass; 0: what is fastest."
+    )
+    max_queued_images: int = Field(
+        512, ge=32, le=65_536, description="Most images accepted and not yet answered."
+    )
     shadow_fraction: float = Field(
         0.1, ge=0, le=1, description="Share of a model's predictions that alias `shadow` gets too."
     )

@@ -20,7 +20,7 @@ from jobs.evaluation.calibrating import (
 )
 from jobs.evaluation.selective import CERTAINTY, levels
 from models_cache.calibration import Calibration
-from models_cache.novelty import FALSE_ALARMS, Familiarity, fit_familiarity
+from models_cache.novelty import FALSE_ALARMS, Familiarity, fit_familiarity, judge
 
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2)  # error budgets whose outcome an evaluation shows
 
@@ -181,6 +181,7 @@ def _alarms(
         return None
     flagged = None
     if not own:
-        flagged = float(familiarity.judge(reported.features)[1].double().mean())
+        each = [familiarity] * len(reported.features)
+        flagged = float(judge(each, reported.features.numpy())[1].mean())
     known = len(familiarity.novelties)
     return {"known_images": known, "false_alarms_at_most": FALSE_ALARMS, "measured": flagged}

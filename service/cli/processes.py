@@ -90,6 +90,8 @@ def inference() -> None:
             device=settings.device,
             cache_bytes=settings.cache_bytes,
             max_image_pixels=settings.max_image_pixels,
+            max_batch_images=settings.max_batch_images,
+            max_accepted_images=settings.max_queued_images,
         )
     )
 

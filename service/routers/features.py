@@ -104,9 +104,9 @@ async def similar(
 
 async def _features(request: Request, services: Services, version: Version) -> list[dict[str, Any]]:
     """Return `{"features"}` or `{"error"}` of each image of a request; one raw image must do."""
-    async with services.predicting:
+    with services.predicting.reserve(1, version.name):
         images, alone = await read_images(request)
-        answer = await forward(services, version, images, _FEATURES)
+        answer = await forward(request, services, version, images, _FEATURES)
     found: list[dict[str, Any]] = []
     for item in answer["predictions"]:
         if "error" not in item:

@@ -65,14 +65,14 @@ async def give_feedback(
 ) -> Page[FeedbackBody]:
     """Keep images with their right labels: one raw image with `?label=`, or JSON `inputs`."""
     version = await run_in_threadpool(resolve, services, reference)
-    async with services.predicting:
+    with services.predicting.reserve(1, version.name):
         labelled = await _read(request, label)
         for index, (_, labels) in enumerate(labelled):
             pointer = "/label" if label is not None else f"/inputs/{index}/label"
             _check_labels(version, labels, pointer)
         # Looked at by the model: what it cannot decode is no feedback, and what it said is kept
         images = [image for image, _ in labelled]
-        answer = await forward(services, version, images, Wanted(top_k=1))
+        answer = await forward(request, services, version, images, Wanted(top_k=1))
     for index, item in enumerate(answer["predictions"]):
         if "error" in item:
             error = from_wire(item["error"])

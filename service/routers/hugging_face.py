@@ -66,11 +66,12 @@ async def classify(
     """Classify one image: raw bytes of any content type, or base64 in JSON with parameters."""
     started = time.perf_counter()
     version = await run_in_threadpool(resolve, services, reference)
-    async with services.predicting:
+    with services.predicting.reserve(1, version.name):
         image, parameters = await _read(request)
         function = parameters.function_to_apply
         wanted = Wanted(logits=function is not None)
-        answer = await forward(services, version, [image], wanted)
+        answer = await forward(request, services, version, [image], wanted)
+    services.shadows.offer(reference, version, [image], answer["predictions"])
     (prediction,) = answer["predictions"]
     if "error" in prediction:
         raise from_wire(prediction["error"])

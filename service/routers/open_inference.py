@@ -166,11 +166,14 @@ async def _answer(
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise MediaTypeUnsupported(f"packed by {encoding[:20]}", "the body as it is")
-    async with services.predicting:
+    with services.predicting.reserve(1, version.name):
         body = await read_body(request, _MAX_INFER_BYTES)
         asked = await run_in_threadpool(parse_infer, body, json_bytes)
         wanted = Wanted(logits=True, preprocessed=asked.preprocessed)
-        said = await forward(services, version, asked.images, wanted)
+        said = await forward(request, services, version, asked.images, wanted)
+    reference = request.path_params.get("reference")  # a number names one version: no shadow
+    if reference is not None and not asked.preprocessed:  # which was done for this version
+        services.shadows.offer(reference, version, asked.images, said["predictions"])
     content, answer_json_bytes = await run_in_threadpool(_body, version, asked, said["predictions"])
     headers = {"Server-Timing": server_timing(timing_of(said, started))}
     if answer_json_bytes is None:

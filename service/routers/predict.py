@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from models_cache.errors import from_wire
@@ -17,24 +17,36 @@ from service.serving import ReferencePath, forward, model_body, resolve, server_
 router = APIRouter(prefix="/v1/models", tags=["predict"])
 
 
+def _wanted(
+    top_k: Annotated[int | None, Query(ge=1, le=10_000, description="Default: all labels.")] = None,
+    max_error: Annotated[
+        float | None,
+        Query(gt=0, lt=1, description="Abstain rather than be wrong more often than this."),
+    ] = None,
+    timeout_seconds: Annotated[
+        float | None, Query(gt=0, le=3600, description="Longest wait; at most the service's own.")
+    ] = None,
+) -> Wanted:
+    return Wanted(top_k, max_error, timeout_seconds=timeout_seconds)
+
+
+WantedDep = Annotated[Wanted, Depends(_wanted)]
+
+
 @router.post("/{reference}/predict", openapi_extra=IMAGES_BODY)
 async def predict(
     request: Request,
     response: Response,
     services: ServicesDep,
     reference: ReferencePath,
-    top_k: Annotated[int | None, Query(ge=1, le=10_000, description="Default: all labels.")] = None,
-    max_error: Annotated[
-        float | None,
-        Query(gt=0, lt=1, description="Abstain rather than be wrong more often than this."),
-    ] = None,
+    wanted: WantedDep,
 ) -> dict[str, Any]:
     """Predict one image (raw body) or up to 32 (multipart `files`, or JSON `inputs`)."""
     started = time.perf_counter()
     version = await run_in_threadpool(resolve, services, reference)
-    async with services.predicting:
+    with services.predicting.reserve(1, version.name):
         images, alone = await read_images(request)
-        answer = await forward(services, version, images, Wanted(top_k, max_error))
+        answer = await forward(request, services, version, images, wanted)
     services.shadows.offer(reference, version, images, answer["predictions"])
     predictions = [_prediction(item) for item in answer["predictions"]]
     if alone and "error" in predictions[0]:

@@ -25,7 +25,7 @@ from jobs.errors import (
 )
 from jobs.states import JobEvent, JobState
 from jobs.store import datasets, events, idempotency, jobs, leases, models
-from jobs.store.database import Database
+from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease, NewJob
 from jobs.store.models import NewVersion
 from jobs.store.tables import metadata
@@ -171,6 +171,15 @@ def test_event_log_has_no_gaps_and_pages(database: Database) -> None:
     with database.read() as connection:
         assert [e.seq for e in events.page(connection, "job_a", 0, 100)] == list(range(1, 8))
         assert [e.seq for e in events.page(connection, "job_a", 3, 2)] == [4, 5]
+        newest = events.page_backwards(connection, "job_a", None, 3)
+        assert [e.seq for e in newest] == [7, 6, 5]
+        older = events.page_backwards(connection, "job_a", newest[-1].seq, 100)
+        assert [e.seq for e in older] == [4, 3, 2, 1]
+        last = events.newest_of_kind(connection, "job_a", "log", utc_now())
+        assert last is not None
+        assert last.data == {"n": 5}
+        assert events.newest_of_kind(connection, "job_a", "checkpoint", utc_now()) is None
+        assert events.newest_of_kind(connection, "job_a", "log", newest[0].at - LONG) is None
 
 
 def test_failed_transaction_leaves_nothing(database: Database) -> None:
