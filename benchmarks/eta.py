@@ -2,9 +2,10 @@
 
     python benchmarks/eta.py --archive hymenoptera.zip --weights WEIGHTS_FOLDER [--recipe finetune]
 
-Runs a real service and a real job, asks for the job ten times a second, and compares what it said
-with what was left in truth. Prints per tenth of the job's time the error as part of the whole
-time and of the time left; with `--json FILE` writes them, with the seconds of each phase.
+Runs a real service and real jobs one after another, asks for the job ten times a second, and
+compares what it said with what was left in truth. Prints per tenth of the job's time the error as
+part of the whole time and of the time left; with `--json FILE` writes them, with the seconds of
+each phase.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _ENDED = ("succeeded", "failed", "cancelled")
 
 
 def main() -> None:
-    """Run the job, print the errors, write the JSON."""
+    """Run the jobs, print the errors, write the JSON."""
     options = _parse_options()
     os.environ["GRAFT_OFFLINE"] = "1"
     os.environ["GRAFT_DEVICE"] = options.device
@@ -44,10 +45,11 @@ def main() -> None:
     ):
         wait_until_ready(graft)
         dataset = graft.wait_for_dataset(graft.upload(options.archive, name="eta")["id"])
-        report = _followed(graft, url, dataset["id"], options)
-    print(json.dumps({k: v for k, v in report.items() if k != "timeline"}, indent=2))
+        reports = [_followed(graft, url, dataset["id"], options) for _ in range(options.jobs)]
+    for report in reports:
+        print(json.dumps({k: v for k, v in report.items() if k != "timeline"}, indent=2))
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        options.json.write_text(json.dumps(reports, indent=2) + "\n")
 
 
 def _followed(
@@ -117,6 +119,7 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--architecture", default="mobilenet_v2")
     parser.add_argument("--recipe", default="finetune")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--jobs", type=int, default=1, help="one after another")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()

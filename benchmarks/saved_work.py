@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +103,16 @@ def _ahead(dataset: LoadedDataset, options: argparse.Namespace) -> dict[str, Any
     return found
 
 
-def _in_between(make: Callable[[int], Any], numbers: Iterable[int]) -> Generator[Any]:
-    yield from map(make, numbers)
+@dataclass(frozen=True)
+class _InBetween:
+    """What is made when it is taken."""
+
+    take: Callable[[], Any]
+
+
+def _in_between(make: Callable[[int], Any], numbers: Iterable[int]) -> Generator[_InBetween]:
+    for number in numbers:
+        yield _InBetween(partial(make, number))
 
 
 def _compared(seconds: dict[str, list[float]], one: str, other: str) -> dict[str, float]:

@@ -121,7 +121,10 @@ def need_of(
 
 
 def _peak(resources: Mapping[str, Any]) -> Need:
-    return Need(resources["peak_memory_bytes"], resources.get("peak_device_memory_bytes") or 0)
+    # A device's peak is of torch's own memory; the context comes on top
+    device_bytes = resources.get("peak_device_memory_bytes") or 0
+    context_bytes = _CONTEXT_BYTES if device_bytes else 0
+    return Need(resources["peak_memory_bytes"], device_bytes + context_bytes)
 
 
 def _estimated(spec: Mapping[str, Any], network: NetworkSize, on_gpu: bool) -> Need:

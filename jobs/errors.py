@@ -64,6 +64,18 @@ class Diverged(TrainingError):
 
 
 @leaf
+class DatasetUnlabelled(DatasetError):
+    """Nothing can be learned from images without labels."""
+
+    code = "dataset-unlabelled"
+    sentence = (
+        "the {images} images were uploaded with `labels=none`: a model can predict them (a job of "
+        "type batch_predict); to learn from them, upload them with labels"
+    )
+    images: int
+
+
+@leaf
 class IllegalTransition(JobError):
     """A job cannot do that in its state."""
 
@@ -235,10 +247,13 @@ class AliasConflict(ModelError):
 
 @leaf
 class AliasReserved(ModelError):
-    """An alias that is set by Graft alone."""
+    """An alias that cannot be changed so."""
 
     code = "alias-reserved"
-    sentence = "alias {alias!r} cannot be set: it always is the highest version"
+    sentence = (
+        "alias {alias!r} cannot be changed so: `latest` always is the highest version, "
+        "and `default` always points somewhere"
+    )
     alias: str
 
 

@@ -1,15 +1,16 @@
 """How long a piece of work will still take, from what it has done so far.
 
 Pure arithmetic over (clock, done): no files, no threads, no torch. Nothing is said before something
-was measured.
+was measured, in this job or in an earlier one of its kind on this machine (`Rates`).
 
 A fine-tuning job is weights -> decode -> features -> head -> train -> evaluate -> publish. Its plan
-says how much each phase has to do; the seconds of one unit are measured in this attempt. Little
-follows from the feature pass about steps, since its engine is another one (a step of mobilenet_v2
-took 7 times the pass of its images on 2 cores): while steps are the larger part of a job, nothing
-is said before training. A comparison shows images to the network that learns, so that, until the
-second step is done, a step is taken for a few such passes: one, and up to two for the gradients,
-fewer where a part of the network is frozen.
+says how much each phase has to do; the seconds of one unit are measured in this attempt, and until
+then they are those of the job before. Without one little follows from the feature pass about steps,
+since its engine is another one (a step of mobilenet_v2 took 7 times the pass of its images on 2
+cores): while steps are the larger part of such a job, nothing is said before training. A
+comparison shows images to the network that learns, so that, until the second step is done, a step
+is taken for a few such passes: one, and up to two for the gradients, fewer where a part of the
+network is frozen.
 """
 
 from __future__ import annotations
@@ -115,6 +116,21 @@ class TrainingPlan:
         return epochs - (steps_done - 1) // self.steps_per_epoch
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Seconds that a job needed; None where it measured nothing of the kind.
+
+    Args:
+        frozen_image: Of an image in phase `features`.
+        compared_image: Of an image in a comparison of candidates.
+        step: Of an optimizer step.
+    """
+
+    frozen_image: float | None = None
+    compared_image: float | None = None
+    step: float | None = None
+
+
 class TrainingEstimate:
     """Of a fine-tuning attempt: the rest of all its phases together.
 
@@ -122,11 +138,18 @@ class TrainingEstimate:
 
     Args:
         plan: What there is to do.
+        earlier: Of the last job of this kind on this machine.
         clock: Seconds that only grow.
     """
 
-    def __init__(self, plan: TrainingPlan, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        earlier: Rates = Rates(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._plan = plan
+        self._earlier = earlier
         self._clock = clock
         self._phase = ""
         self._began = clock()
@@ -153,6 +176,16 @@ class TrainingEstimate:
         if self._phase == "features" and done != total and len(self._reports) == 3:
             (since_done, since), (done, at) = self._reports[1:]
             self._image_seconds = (at - since) / (done - since_done)
+
+    def rates(self) -> Rates:
+        """Return what this job needed; what it did not measure is as before."""
+        plan, earlier = self._plan, self._earlier
+        comparisons = self._comparison_seconds if plan.compared_images else ()
+        return Rates(
+            self._frozen_seconds(),
+            _mean(comparisons) / plan.compared_images if comparisons else earlier.compared_image,
+            _mean(self._step_seconds) if self._step_seconds else earlier.step,
+        )
 
     def left_seconds(self) -> float | None:
         """Return the seconds until the job ends; None while nothing of the kind was measured."""
@@ -189,11 +222,17 @@ class TrainingEstimate:
     def _done(self, phase: str) -> int:
         return self._reports[-1][0] if self._reports and self._phase == phase else 0
 
+    def _frozen_seconds(self) -> float | None:
+        """Seconds of one image in phase `features`."""
+        return self._earlier.frozen_image if self._image_seconds is None else self._image_seconds
+
     def _forward_seconds(self) -> float | None:
         """Seconds of one image through the network that learns; not those of the frozen engine."""
         plan = self._plan
         if self._comparison_seconds and plan.compared_images:
             return _mean(self._comparison_seconds) / plan.compared_images
+        if self._earlier.compared_image is not None:
+            return self._earlier.compared_image
         if self._step_seconds:
             images = plan.images_per_step * plan.forwards_per_step
             return _mean(self._step_seconds) / images
@@ -205,17 +244,17 @@ class TrainingEstimate:
 
     def _features_left(self) -> float | None:
         left = self._plan.images - self._done("features")
+        seconds = self._frozen_seconds()
         if left == 0:
             return 0.0
-        return None if self._image_seconds is None else left * self._image_seconds
+        return None if seconds is None else left * seconds
 
     def _head_left(self) -> float | None:
         done = self._done("head")
         if self._total and done:
             return (self._reports[-1][1] - self._began) / done * (self._total - done)
-        if self._image_seconds is None:
-            return None
-        return self._plan.images * self._image_seconds * _HEAD_PER_FEATURES
+        seconds = self._frozen_seconds()
+        return None if seconds is None else self._plan.images * seconds * _HEAD_PER_FEATURES
 
     def _train_left(self) -> float | None:
         plan, forward_seconds = self._plan, self._forward_seconds()
@@ -223,7 +262,9 @@ class TrainingEstimate:
             return 0.0
         if forward_seconds is None:
             return None
-        step_seconds = forward_seconds * plan.images_per_step * plan.forwards_per_step
+        step_seconds = self._earlier.step
+        if step_seconds is None:
+            step_seconds = forward_seconds * plan.images_per_step * plan.forwards_per_step
         if len(self._step_seconds) >= _ENOUGH_STEPS:
             step_seconds = _mean(self._step_seconds)
         elif self._step_seconds:  # one that something else slowed down must not decide alone
@@ -240,7 +281,7 @@ class TrainingEstimate:
         return None if forward_seconds is None else self._plan.judged_images * forward_seconds
 
     def _publish_left(self) -> float | None:
-        seconds = self._forward_seconds() if self._plan.steps else self._image_seconds
+        seconds = self._forward_seconds() if self._plan.steps else self._frozen_seconds()
         return None if seconds is None else _PUBLISH_FORWARDS * seconds
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from jobs.admission import Need, NetworkSize, Verdict, judge, need_of
 from jobs.attempt import Attempt
-from jobs.memory import Memory, gpu_memory, host_memory
+from jobs.gpus import gpu_memory
+from jobs.memory import Memory, host_memory
 from jobs.specs import Machine
 from jobs.store import jobs, leases
 from jobs.store.database import Database
@@ -51,7 +52,7 @@ class Gate:
         machine: Where trainings run.
         patience_seconds: How long to wait for memory that other programs hold.
         host: Reads the host's memory.
-        gpu: Reads the memory of the GPU of a number.
+        gpu: Reads the memory of the GPU of a name.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Gate:
         machine: Machine,
         patience_seconds: float,
         host: Callable[[], Memory | None] = host_memory,
-        gpu: Callable[[int], Memory | None] = gpu_memory,
+        gpu: Callable[[str], Memory | None] = gpu_memory,
     ) -> None:
         self._database = database
         self._machine = machine

@@ -1,13 +1,10 @@
-"""How much memory this host, or a GPU, has and how much of it is free; found without torch."""
+"""How much memory this host has and how much of it is free; `jobs.gpus` knows that of GPUs."""
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-_DRIVER_LIBRARY = "libnvidia-ml.so.1"
 _NO_LIMIT_BYTES = 1 << 60  # control groups of version 1 say a number like this for "none"
 
 
@@ -39,43 +36,6 @@ def host_memory(
     except (OSError, ValueError, KeyError, IndexError):
         return None
     return Memory(total_bytes, available_bytes)
-
-
-def gpu_memory(index: int) -> Memory | None:
-    """Return the memory of a GPU, by the driver's number; None if the driver cannot be asked.
-
-    Source: NVML, `nvmlDeviceGetMemoryInfo`. Asking takes less than a millisecond; `nvidia-smi`,
-    which asks the same, takes tens to hundreds.
-    """
-    driver = _driver()
-    if driver is None:
-        return None
-    device, memory = ctypes.c_void_p(), _MemoryInfo()
-    if driver.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device)) != 0:
-        return None
-    if driver.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0:
-        return None
-    return Memory(memory.total, memory.free)
-
-
-class _MemoryInfo(ctypes.Structure):
-    """`nvmlMemory_t`, in bytes."""
-
-    _fields_ = (
-        ("total", ctypes.c_ulonglong),
-        ("free", ctypes.c_ulonglong),
-        ("used", ctypes.c_ulonglong),
-    )
-
-
-@cache
-def _driver() -> ctypes.CDLL | None:
-    """Return the driver's library, ready to be asked; None where there is none."""
-    try:
-        driver = ctypes.CDLL(_DRIVER_LIBRARY)
-    except OSError:
-        return None
-    return driver if driver.nvmlInit_v2() == 0 else None
 
 
 def _control_groups_of_us(proc: Path, root: Path) -> list[Path]:

@@ -169,7 +169,7 @@ class AutoRecipe(FinetuneRecipe):
 
     The fitted head is published at once and becomes alias `default`; then the whole network is
     fine-tuned from it and published as the next version. `default` moves on to it only if its
-    loss on the held-out images is lower beyond noise (paired bootstrap, 95 %, one-sided);
+    bounded loss on the held-out images is lower beyond noise (paired bootstrap, 95 %);
     otherwise both versions are kept and the job's `result.reason` says why. A `test` split is
     reported and decides nothing. Without a val split a fifth of the training images is held out.
 

@@ -13,6 +13,7 @@ from jobs.store.jobs import Job
 from models_cache import durable
 
 FILE_NAME = "spec.json"
+_OF_AN_INGEST = ("val_fraction", "corrections", "unlabelled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Machine:
         weights_catalogues: JSON files that add weights.
         offline: Never open a connection for weights.
         device: `auto`, `cpu`, `cuda` or `cuda:<n>`.
-        gpus: How many there are; trainings side by side get one each.
+        gpus: Names of those that torch finds, in its order; trainings side by side get one each.
         train_threads: CPU threads of a training child.
         ingest_limits: Overrides of `IngestLimits` fields.
         code_version: Version of this program, recorded in artifacts.
@@ -37,23 +38,32 @@ class Machine:
     weights_catalogues: tuple[str, ...] = ()
     offline: bool = False
     device: str = "auto"
-    gpus: int = 0
+    gpus: tuple[str, ...] = ()
     train_threads: int = 1
     ingest_limits: dict[str, Any] = field(default_factory=dict)
     code_version: str = "0"
     faults: str = ""
 
+    @property
+    def usable_gpus(self) -> tuple[str, ...]:
+        """The GPUs that trainings use: none, the one of `device`, or all."""
+        if self.device == "cpu":
+            return ()
+        if self.device == "auto":
+            return self.gpus
+        number = int(self.device.partition(":")[2] or 0)
+        return self.gpus[number : number + 1]
+
     def at_place(self, place: int) -> Machine:
         """Return this machine as the training in a slot's `place` sees it: with its own GPU."""
-        if self.device != "auto" or self.gpus < 2:
+        if self.device != "auto" or len(self.gpus) < 2:
             return self
-        return replace(self, device=f"cuda:{place % self.gpus}")
+        return replace(self, device=f"cuda:{place % len(self.gpus)}")
 
-    def gpu_at(self, place: int) -> int | None:
-        """Return the number of the GPU of a slot's `place`; None where a CPU trains."""
-        if self.device == "cpu" or self.gpus == 0:
-            return None
-        return int(self.at_place(place).device.partition(":")[2] or 0)
+    def gpu_at(self, place: int) -> str | None:
+        """Return the name of the GPU of a slot's `place`; None where a CPU trains."""
+        usable = self.usable_gpus
+        return usable[place % len(usable)] if usable else None
 
     def run_folder(self, job_id: str) -> Path:
         """Return the folder of a job: its attempts and checkpoints."""
@@ -96,7 +106,9 @@ def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Data
         "download": _download,
         "fine_tune": _fine_tune,
         "race": _race,
+        "batch_predict": _batch_predict,
         "engine": _engine,
+        "export": _export,
     }[job.type](machine, job, dataset, parent)
     path = folder / FILE_NAME
     durable.write_bytes(path, durable.canonical_json({**common, **particular}))
@@ -121,7 +133,7 @@ def _ingest(
         "limits": machine.ingest_limits,
         "resize_px": 256,
         "interpolation": "bilinear",
-        **{key: job.spec[key] for key in ("val_fraction",) if key in job.spec},
+        **{key: job.spec[key] for key in _OF_AN_INGEST if key in job.spec},
     }
 
 
@@ -176,6 +188,27 @@ def _engine(
 ) -> dict[str, Any]:
     threads = {"threads": machine.train_threads, "time_limit_seconds": None}
     return {**job.spec, **threads}
+
+
+def _batch_predict(
+    machine: Machine, job: Job, dataset: Dataset | None, _parent: Dataset | None
+) -> dict[str, Any]:
+    assert dataset is not None, "what is predicted is a dataset"
+    return {
+        "manifest_sha256": dataset.manifest_sha256,
+        "artifact": job.spec["artifact"],
+        "parameters": job.spec["parameters"],
+        "time_limit_seconds": job.spec["time_limit_seconds"],
+        "device": machine.device,
+        "threads": machine.train_threads,
+        "limits": machine.ingest_limits,
+    }
+
+
+def _export(
+    machine: Machine, job: Job, _dataset: Dataset | None, _parent: Dataset | None
+) -> dict[str, Any]:
+    return {**job.spec, "threads": machine.train_threads}
 
 
 def _race(

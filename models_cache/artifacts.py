@@ -217,6 +217,20 @@ def write_artifact(
     return Artifact(described.sha256, facts, {FACTS_FILE: described, **parts})
 
 
+def describe_artifact(blobs: BlobStore, digest: str) -> Artifact:
+    """Return the artifact of a digest by its description alone; other files are not looked at.
+
+    Raises:
+        BlobMissing: There is no such artifact.
+        BlobCorrupt: Its description changed on disk.
+        ArtifactMalformed: It is no description of a format this version knows.
+    """
+    artifact = parse_artifact(blobs.read(digest))
+    if artifact.digest != digest:
+        raise ArtifactMalformed(f"{FACTS_FILE} is not in its canonical form")
+    return artifact
+
+
 def read_artifact(blobs: BlobStore, digest: str) -> Artifact:
     """Return the artifact of a digest; every file's bytes are checked against their hash.
 
@@ -225,10 +239,7 @@ def read_artifact(blobs: BlobStore, digest: str) -> Artifact:
         BlobCorrupt: A file's bytes changed on disk.
         ArtifactMalformed: The files are no artifact of a format this version knows.
     """
-    data = blobs.read(digest)
-    artifact = parse_artifact(data)
-    if artifact.digest != digest:
-        raise ArtifactMalformed(f"{FACTS_FILE} is not in its canonical form")
+    artifact = describe_artifact(blobs, digest)
     for blob in artifact.files.values():
         blobs.verify(blob.sha256)
     return artifact
@@ -285,12 +296,12 @@ def verify_artifact(blobs: BlobStore, digest: str) -> Artifact:
     names = set(model)
     if facts.kind == "head" and names != {"head.weight", "head.bias"}:
         raise ArtifactMalformed(f"a head's tensors are named {sorted(names)[:5]}")
-    _expect("head.weight", model.get("head.weight"), (classes, width), np.float32)
-    _expect("head.bias", model.get("head.bias"), (classes,), np.float32)
+    expect_array("head.weight", model, (classes, width), np.float32)
+    expect_array("head.bias", model, (classes,), np.float32)
     shown = len(golden["images"]) if "images" in golden else 0
-    _expect("images", golden.get("images"), (max(1, shown), crop, crop, 3), np.uint8)
-    _expect("features", golden.get("features"), (shown, width), np.float32)
-    _expect("logits", golden.get("logits"), (shown, classes), np.float32)
+    expect_array("images", golden, (max(1, shown), crop, crop, 3), np.uint8)
+    expect_array("features", golden, (shown, width), np.float32)
+    expect_array("logits", golden, (shown, classes), np.float32)
     for name, array in (*model.items(), *golden.items()):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ArtifactMalformed(f"tensor {name} holds values that are not finite")
@@ -324,9 +335,9 @@ def _check_familiarity(arrays: Arrays, width: int) -> None:
     axes, novelties = arrays.get("axes"), arrays.get("novelties")
     count = axes.shape[1] if axes is not None and axes.ndim == 2 else 0
     known = len(novelties) if novelties is not None and novelties.ndim == 1 else 0
-    _expect("centre", arrays.get("centre"), (width,), np.float32)
-    _expect("axes", axes, (width, max(1, count)), np.float16)
-    _expect("novelties", novelties, (max(1, known),), np.float32)
+    expect_array("centre", arrays, (width,), np.float32)
+    expect_array("axes", arrays, (width, max(1, count)), np.float16)
+    expect_array("novelties", arrays, (max(1, known),), np.float32)
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ArtifactMalformed(f"{FAMILIARITY_FILE} holds values that are not finite")
     if (np.diff(arrays["novelties"]) < 0).any():
@@ -364,9 +375,11 @@ def tensor_bytes(arrays: Arrays) -> bytes:
     return data
 
 
-def _expect(
-    name: str, array: NDArray[Any] | None, shape: tuple[int, ...], dtype: type[np.generic]
+def expect_array(
+    name: str, arrays: Arrays, shape: tuple[int, ...], dtype: type[np.generic]
 ) -> None:
+    """Raise `ArtifactMalformed` unless there is an array of that name, shape and type."""
+    array = arrays.get(name)
     if array is None or array.shape != shape or array.dtype != dtype:
         found = "missing" if array is None else f"{array.dtype}{list(array.shape)}"
         raise ArtifactMalformed(f"tensor {name} is {found}, not {dtype.__name__}{list(shape)}")

@@ -74,10 +74,12 @@ def as_json(value: object) -> bytes:
     return json.dumps(value, allow_nan=False).encode()
 
 
-async def respond(send: Send, status: int, body: bytes) -> None:
-    """Send an answer that is JSON already; 503 says when to try again."""
+async def respond(
+    send: Send, status: int, body: bytes, media_type: bytes = b"application/json"
+) -> None:
+    """Send an answer; 503 says when to try again."""
     headers = [
-        (b"content-type", b"application/json"),
+        (b"content-type", media_type),
         (b"content-length", str(len(body)).encode()),
     ]
     if status == 503:

@@ -1,8 +1,8 @@
 """Requests into batches, without waiting: the next batch is what queued while the last one ran.
 
-One thread owns the device and runs one forward pass at a time. It takes the oldest queued item
-and every other item of the same key (the same backbone) up to the largest batch, so no key waits
-longer than the items before it. Knows neither torch nor images: `forward` is passed in.
+One thread owns the device and runs one forward pass at a time, of items of one key (the same
+backbone). Keys take turns, and the owners of items within a key, so that nobody waits behind all
+that another sent. Knows neither torch nor images: `forward` is passed in.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from models_cache.errors import (
-    GraftError,
-    InferenceOverloaded,
-    InferenceUnavailable,
-)
+from models_cache.errors import GraftError, InferenceUnavailable
+from models_cache.room import Room
+from models_cache.turns import Turns
 
 K = TypeVar("K", bound=Hashable)
 P = TypeVar("P")
@@ -55,41 +52,6 @@ class _Item(Generic[K, P, R]):
     queued_at: float = field(default_factory=time.monotonic)
 
 
-class Room:
-    """A bound on how many images may be in one place at a time. Thread-safe.
-
-    Args:
-        limit_images: Most images inside.
-    """
-
-    def __init__(self, limit_images: int) -> None:
-        self._limit_images = limit_images
-        self._images = 0
-        self._lock = threading.Lock()
-
-    @property
-    def images(self) -> int:
-        """How many images are inside."""
-        return self._images
-
-    @contextmanager
-    def reserve(self, images: int) -> Iterator[None]:
-        """Hold room for `images` while the block runs.
-
-        Raises:
-            InferenceOverloaded: There is not so much left.
-        """
-        with self._lock:
-            if self._images + images > self._limit_images:
-                raise InferenceOverloaded(self._images, self._limit_images)
-            self._images += images
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._images -= images
-
-
 class Batcher(Generic[K, P, R]):
     """A bounded queue and the one thread that empties it.
 
@@ -104,13 +66,13 @@ class Batcher(Generic[K, P, R]):
     def __init__(
         self,
         forward: Callable[[K, Sequence[P]], Sequence[R | GraftError]],
-        max_batch_images: int = 32,
-        max_accepted_images: int = 256,
+        max_batch_images: int,
+        max_accepted_images: int,
     ) -> None:
         self._forward = forward
         self._max_batch_images = max_batch_images
         self._accepted = Room(max_accepted_images)
-        self._queue: deque[_Item[K, P, R]] = deque()
+        self._queue: Turns[K, _Item[K, P, R]] = Turns()
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="forward", daemon=True)
@@ -132,17 +94,17 @@ class Batcher(Generic[K, P, R]):
         if self._thread.ident is not None:
             self._thread.join()
 
-    def reserve(self, images: int) -> AbstractContextManager[None]:
-        """Hold room for `images` items from before they are decoded until they are answered.
+    def reserve(self, images: int, owner: Hashable) -> AbstractContextManager[None]:
+        """Hold room for an owner's items from before they are decoded until they are answered.
 
         The bound covers decoding too: otherwise overload would pile up in front of the queue.
 
         Raises:
-            InferenceOverloaded: There is no room.
+            InferenceOverloaded: There is no room for this owner.
         """
-        return self._accepted.reserve(images)
+        return self._accepted.reserve(images, owner)
 
-    def submit(self, key: K, payload: P) -> Future[Answer[R]]:
+    def submit(self, key: K, owner: Hashable, payload: P) -> Future[Answer[R]]:
         """Queue one item, inside `reserve`; cancelling the future drops it from the queue.
 
         Raises:
@@ -152,7 +114,7 @@ class Batcher(Generic[K, P, R]):
         with self._changed:
             if self._closing:
                 raise InferenceUnavailable("it is stopping")
-            self._queue.append(item)
+            self._queue.put(key, owner, item)
             self._changed.notify()
         return item.answer
 
@@ -167,17 +129,10 @@ class Batcher(Generic[K, P, R]):
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._queue or self._closing)
-                queued, self._queue = self._queue, deque()
-                batch: list[_Item[K, P, R]] = []
-                for item in queued:
-                    if item.answer.cancelled():
-                        continue
-                    chosen = not batch or item.key == batch[0].key
-                    if not chosen or len(batch) == self._max_batch_images:
-                        self._queue.append(item)
-                    elif item.answer.set_running_or_notify_cancel():
-                        batch.append(item)
-                if batch or (self._closing and not self._queue):
+                batch = self._queue.take(
+                    self._max_batch_images, lambda item: item.answer.set_running_or_notify_cancel()
+                )
+                if batch or self._closing:
                     return batch
 
     def _answer(self, batch: Sequence[_Item[K, P, R]]) -> None:

@@ -1,6 +1,8 @@
 """What an artifact knows of its own confidence: temperature, and thresholds for error budgets.
 
-Plain numbers in `artifact.json`; fitted in `jobs.evaluation`, applied by the predictor.
+Plain numbers in `artifact.json`; fitted in `jobs.evaluation`, applied by the predictor. Where an
+image has one label, an answer is right if the label is; where it may have several, if exactly
+these are.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 _MOST_LEVELS = 1000
 
@@ -19,7 +24,8 @@ class Level:
 
     Args:
         coverage: Fraction of the images that it answers.
-        threshold: It answers images whose highest score is above this.
+        threshold: It answers images whose confidence is above this: the highest score, or, with
+            several labels, `set_confidence`.
         error: Fraction of the answered images that were wrong.
         error_bound: Upper bound on that fraction for images to come.
     """
@@ -35,7 +41,7 @@ class Calibration:
     """How logits become scores, and what the scores promise.
 
     Args:
-        temperature: T; scores are softmax(logits / T).
+        temperature: T; scores are softmax(logits / T), or sigmoid(logits / T).
         fitted_on: The split that both were fitted on; `train-folds` means training images, each
             judged by a model that did not learn from it.
         images: How many images that were.
@@ -80,3 +86,20 @@ class Calibration:
         if not (0 < calibration.temperature < math.inf and calibration.images >= 0):
             raise ValueError(f"temperature {calibration.temperature!r} is not positive and finite")
         return calibration
+
+
+def set_confidence(scores: NDArray[np.float64], claimed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the chance that exactly the claimed labels are there, if labels were independent.
+
+    They seldom are, so it ranks answers and promises nothing by itself: that is for the levels.
+
+    Args:
+        scores: Chance of each label, `[..., C]`.
+        claimed: Which labels are answered, `[..., C]`.
+
+    Returns:
+        `[...]`.
+    """
+    chances: NDArray[np.float64] = np.where(claimed, scores, 1 - scores)
+    product: NDArray[np.float64] = chances.prod(axis=-1)
+    return product

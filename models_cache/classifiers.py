@@ -7,7 +7,6 @@ are made and compared.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models_cache.artifacts import Artifact, Kind, read_golden, read_model
+from models_cache.artifacts import Artifact, Kind, expect_array, read_golden, read_model
 from models_cache.backbones import Classifier, build_backbone
 from models_cache.blobs import BlobStore
 from models_cache.errors import ArtifactGoldenMismatch, ArtifactMalformed
@@ -30,6 +29,9 @@ GOLDEN_IMAGES = 2
 GOLDEN_TOLERANCE = 1e-3
 
 _HEAD = "head."
+
+#: Pixels uint8 `[G, crop, crop, 3]` -> features `[G, D]` and logits `[G, C]`, float32 on the CPU.
+OutputsOf = Callable[[NDArray[np.uint8]], tuple[Tensor, Tensor]]
 
 
 def load_classifier(artifact: Artifact, blobs: BlobStore, weights_path: Path | None) -> Classifier:
@@ -58,14 +60,19 @@ def load_classifier(artifact: Artifact, blobs: BlobStore, weights_path: Path | N
     return classifier.eval()
 
 
-def load_head(artifact: Artifact, blobs: BlobStore) -> nn.Linear:
-    """Return the head of an artifact of either kind, on the CPU."""
-    facts = artifact.facts
-    tensors = _tensors(read_model(blobs, artifact))
-    head = nn.Linear(facts.feature_width, len(facts.classes))
-    own = {name: value for name, value in tensors.items() if name.startswith(_HEAD)}
-    _load_tensors(head, own, "head")
-    return head.eval()
+def load_head(
+    artifact: Artifact, blobs: BlobStore
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return weight `[C, D]` and bias `[C]` of the head of an artifact of either kind.
+
+    Raises:
+        ArtifactMalformed: They are missing, or of another shape or type.
+    """
+    arrays = read_model(blobs, artifact)
+    classes = len(artifact.facts.classes)
+    expect_array("head.weight", arrays, (classes, artifact.facts.feature_width), np.float32)
+    expect_array("head.bias", arrays, (classes,), np.float32)
+    return arrays["head.weight"], arrays["head.bias"]
 
 
 def tensors_to_publish(classifier: Classifier, kind: Kind) -> dict[str, NDArray[Any]]:
@@ -87,7 +94,7 @@ def golden_outputs(classifier: Classifier, preprocessing: Preprocessing) -> dict
         preprocessing: Its size, mean and std.
     """
     images = golden_images(preprocessing.crop_px)
-    features, logits = _outputs(classifier, torch.from_numpy(images), preprocessing)
+    features, logits = outputs_of_classifier(classifier, preprocessing)(images)
     return {"images": images, "features": features.numpy(), "logits": logits.numpy()}
 
 
@@ -107,21 +114,15 @@ def golden_images(crop_px: int) -> NDArray[np.uint8]:
     return np.stack(images)
 
 
-def check_golden(
-    classifier: Classifier,
-    artifact: Artifact,
-    blobs: BlobStore,
-    exclusive: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> None:
-    """Check that a loaded classifier gives the outputs stored with its artifact.
+def check_golden(outputs_of: OutputsOf, artifact: Artifact, blobs: BlobStore) -> None:
+    """Check that what was loaded gives the outputs stored with its artifact.
 
     Features are compared too: a head of zeros has the right logits on any backbone.
 
     Args:
-        classifier: In eval mode, on any device; its backbone may be shared with others.
+        outputs_of: What runs it; see `outputs_of_classifier`.
         artifact: What it was loaded from.
         blobs: Where the artifact's files are.
-        exclusive: Held around the forward pass, and not while the disk is waited for.
 
     Raises:
         ArtifactGoldenMismatch: Features or logits differ by more than `GOLDEN_TOLERANCE`.
@@ -129,9 +130,7 @@ def check_golden(
     """
     golden = read_golden(blobs, artifact)
     try:
-        images = torch.from_numpy(golden["images"])
-        with exclusive():
-            outputs = _outputs(classifier, images, artifact.facts.preprocessing)
+        outputs = outputs_of(golden["images"])
         compared = [
             _difference(found, torch.from_numpy(golden[name]))
             for name, found in zip(("features", "logits"), outputs, strict=True)
@@ -146,7 +145,7 @@ def check_golden(
 
 
 def gives_golden_features(
-    features_of: Callable[[Tensor], Tensor], artifact: Artifact, blobs: BlobStore
+    features_of: Callable[[NDArray[np.uint8]], Tensor], artifact: Artifact, blobs: BlobStore
 ) -> bool:
     """Tell whether an engine gives the features stored with an artifact.
 
@@ -158,7 +157,7 @@ def gives_golden_features(
     golden = read_golden(blobs, artifact)
     try:
         stored = torch.from_numpy(golden["features"])
-        difference, tolerance = _difference(features_of(torch.from_numpy(golden["images"])), stored)
+        difference, tolerance = _difference(features_of(golden["images"]), stored)
     except (KeyError, RuntimeError, TypeError, IndexError):  # told by whoever checks the artifact
         return False
     return difference <= tolerance
@@ -170,15 +169,17 @@ def _difference(found: Tensor, stored: Tensor) -> tuple[float, float]:
     return float((found - stored).abs().max()), tolerance
 
 
-@torch.inference_mode()
-def _outputs(
-    classifier: Classifier, pixels: Tensor, preprocessing: Preprocessing
-) -> tuple[Tensor, Tensor]:
-    """Return features `[B, D]` and logits `[B, C]`, float32 on the CPU."""
-    batch = normalised(pixels.to(classifier.head.weight.device), preprocessing)
-    features: Tensor = classifier.backbone(batch)
-    logits: Tensor = classifier.head(features)
-    return features.float().cpu().clone(), logits.float().cpu().clone()
+def outputs_of_classifier(classifier: Classifier, preprocessing: Preprocessing) -> OutputsOf:
+    """Return what runs a whole classifier, in eval mode, on any device, for `check_golden`."""
+
+    @torch.inference_mode()
+    def outputs_of(images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        pixels = torch.from_numpy(images).to(classifier.head.weight.device)
+        features: Tensor = classifier.backbone(normalised(pixels, preprocessing))
+        logits: Tensor = classifier.head(features)
+        return features.float().cpu().clone(), logits.float().cpu().clone()
+
+    return outputs_of
 
 
 def _tensors(arrays: dict[str, NDArray[Any]]) -> dict[str, Tensor]:

@@ -18,7 +18,12 @@ from torch.fx import GraphModule, Tracer
 from torch.fx.experimental.optimization import fuse
 
 from models_cache.backbones import has_batch_norm
-from models_cache.features import freeze, is_out_of_memory, normalised
+from models_cache.features import (
+    freeze,
+    is_out_of_memory,
+    normalised,
+    normalised_planes,
+)
 from models_cache.preprocessing import Preprocessing
 
 EAGER = "eager channels-last"
@@ -39,6 +44,7 @@ class Engine:
         device: Where its input has to be.
         size_bytes: What it keeps in memory.
         dtype: In which convolutions and products are computed, by autocast.
+        planar: Whether it wants the channels of its input one behind the other.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Engine:
     device: torch.device
     size_bytes: int
     dtype: torch.dtype = torch.float32
+    planar: bool = False
 
     @classmethod
     def of(cls, name: str, network: nn.Module) -> Engine:
@@ -56,7 +63,10 @@ class Engine:
     @torch.inference_mode()
     def features(self, pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
         """Return features, float32 `[B, D]` on the CPU, of pixels uint8 `[B, H, W, 3]`."""
-        batch = normalised(pixels.to(self.device, non_blocking=True), preprocessing)
+        if self.planar:
+            batch = torch.from_numpy(normalised_planes(pixels.numpy(), preprocessing))
+        else:
+            batch = normalised(pixels.to(self.device, non_blocking=True), preprocessing)
         lower = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=lower):
             features: Tensor = self.forward(batch)

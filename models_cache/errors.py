@@ -5,12 +5,12 @@
     + InsufficientStorage, BlobMissing, BlobCorrupt
   x ImageError                   one image cannot be used
     + ImageUnreadable, ImageFormatUnsupported, ImageTooLarge, ImageAspectExtreme,
-      ImageModeUnsupported
+      ImageModeUnsupported, TensorUnusable
   x ArtifactError                a published model cannot be used
     + ArtifactMalformed, ArtifactGoldenMismatch
   x InferenceError               the inference process could not answer
-    + InferenceOverloaded, InferenceUnavailable, ModelUnhealthy, WireMalformed,
-      PredictTooLarge, InferenceAddressInvalid, DeviceUnavailable
+    + InferenceOverloaded, InferenceUnavailable, PredictTimedOut, ModelUnhealthy,
+      WireMalformed, PredictTooLarge, InferenceAddressInvalid, DeviceUnavailable
 
 `models_cache.weights_errors` and `jobs.errors` continue the tree. A leaf is a dataclass of its
 facts: it survives pickling, can be sent as one JSON line (`to_wire`, `from_wire`) and prints
@@ -169,6 +169,15 @@ class ImageModeUnsupported(ImageError):
     mode: str
 
 
+@leaf
+class TensorUnusable(ImageError):
+    """A preprocessed image is no input of the model."""
+
+    code = "unusable-tensor"
+    sentence = "the tensor cannot be used: {reason}"
+    reason: str
+
+
 class ArtifactError(GraftError):
     """A published model cannot be used."""
 
@@ -217,9 +226,25 @@ class InferenceOverloaded(InferenceError):
     """The queue of images waiting for a forward pass is full."""
 
     code = "overloaded"
-    sentence = "{queued} predictions are waiting, the limit is {limit}; try again in a second"
+    sentence = (
+        "{queued} predictions are waiting, the limit is {limit} and nobody may hold more than is "
+        "left; try again in {retry_after_seconds} s"
+    )
     queued: int
     limit: int
+    retry_after_seconds: int
+
+
+@leaf
+class PredictTimedOut(InferenceError):
+    """A prediction was not ready in time; what had not been computed of it is dropped."""
+
+    code = "predict-timed-out"
+    sentence = (
+        "no answer within {seconds:g} s, the prediction was dropped; send less at once, or allow "
+        "more time (timeout_seconds, GRAFT_PREDICT_TIMEOUT_SECONDS)"
+    )
+    seconds: float
 
 
 @leaf

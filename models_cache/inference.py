@@ -4,9 +4,14 @@ A plain ASGI application without a web framework. Only the api talks to it, so i
 bytes, no names and no users. Calls:
 
     POST /predict   frames (`models_cache.wire`): {"artifact", "top_k", "max_error"} and encoded
-                    images; "max_error" is the error budget, null if there is none
+                    images; "max_error" is the error budget, null if there is none; with
+                    "features" each answer holds what the backbone makes of the image, with
+                    "logits" what its scores are made of; with "preprocessed" the images are
+                    tensors as the network takes them; what is not ready after
+                    "timeout_seconds" is dropped
     POST /load      {"artifact"}: have it in memory before the first prediction
     GET  /healthz   what is loaded and how busy it is
+    GET  /metrics   the same and more, counted since the start, in Prometheus' text format
 
 Images of one request are decoded in threads and queued as they become ready; an image that cannot
 be decoded fails alone. Anything else that fails is the model's or the machine's fault and fails
@@ -17,8 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import re
+import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -29,9 +33,11 @@ from typing import Any, TypeVar
 
 import torch
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from models_cache import wire
-from models_cache.answers import ImageOutput, QueuedImage, labels_of, ranked
+from models_cache.answer_bodies import abstention_of, answer_body
+from models_cache.answers import ImageOutput, QueuedImage
 from models_cache.asgi import (
     ClientGone,
     Receive,
@@ -43,24 +49,31 @@ from models_cache.asgi import (
     respond,
     unless_client_gone,
 )
-from models_cache.batching import Batcher, Room
+from models_cache.batching import Batcher
 from models_cache.decode import ImageLimits
 from models_cache.devices import choose_device
-from models_cache.engines import Engine
 from models_cache.errors import (
     BlobMissing,
     GraftError,
     ImageError,
+    PredictTimedOut,
     PredictTooLarge,
     WireMalformed,
     to_wire,
 )
+from models_cache.fair_pool import FairPool
 from models_cache.loaded import Pinned, SharedLoads
 from models_cache.predictor import Predictor
-from models_cache.served_models import BackboneKey, Model
+from models_cache.room import Room
+from models_cache.served_models import BackboneKey, LoadedBackbone, Model
+from models_cache.serving_metrics import ServingMetrics
+from models_cache.wanted import Wanted, digest_of, wanted_of
+
+log = logging.getLogger(__name__)
 
 _MAX_JSON_BYTES = 4096  # of a /load body
 _LOADERS = 4  # threads that read weights; a slow load must not hold up another model's
+_ADOPT_SECONDS = 2.0  # between looks for engines that jobs built
 _KEEP_ALIVE_SECONDS = 3600  # the api's pool closes idle connections, never this side first
 _Key = TypeVar("_Key")
 _Loaded = TypeVar("_Loaded")
@@ -84,9 +97,9 @@ class InferenceConfig:
         cache_bytes: Bound on loaded backbones and heads that are not in use.
         max_image_pixels: Larger images are refused.
         max_request_bytes: Bound on one request's images together.
-        max_batch_images: Most images in one forward pass.
+        max_batch_images: Most images in one forward pass; 0: what is fastest on the device.
         max_accepted_images: Most images accepted and not yet answered; beyond it, `overloaded`.
-            As many more may wait for their models to be loaded.
+            As many more may wait for their models to be loaded. See `models_cache.room`.
         drain_seconds: How long accepted requests may take after SIGTERM.
     """
 
@@ -97,8 +110,8 @@ class InferenceConfig:
     cache_bytes: int = 2 << 30
     max_image_pixels: int = 40_000_000
     max_request_bytes: int = 64 << 20
-    max_batch_images: int = 32
-    max_accepted_images: int = 256
+    max_batch_images: int = 0
+    max_accepted_images: int = 512
     drain_seconds: int = 30
 
 
@@ -113,14 +126,6 @@ class _Prediction:
     batch_images: int = 0
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What a request asks for: how many scores, and how often an answer may be wrong."""
-
-    top_k: int | None
-    max_error: float | None
-
-
 class InferenceApp:
     """The ASGI application.
 
@@ -132,10 +137,13 @@ class InferenceApp:
     def __init__(self, predictor: Predictor, config: InferenceConfig) -> None:
         self._predictor = predictor
         self._config = config
+        self._metrics = ServingMetrics(predictor.occupancy, self._images_by_place)
         self._batcher: Batcher[BackboneKey, QueuedImage, ImageOutput] = Batcher(
-            predictor.forward, config.max_batch_images, config.max_accepted_images
+            self._metrics.timed(predictor.forward),
+            config.max_batch_images or predictor.best_batch_images,
+            config.max_accepted_images,
         )
-        self._decoders = ThreadPoolExecutor(config.threads, "decode")
+        self._decoders = FairPool(config.threads, "decode")
         # Not the decoders': what is computed already shall not queue behind what is not
         self._encoders = ThreadPoolExecutor(1, "encode")
         self._loaders = ThreadPoolExecutor(_LOADERS, "load")
@@ -147,6 +155,8 @@ class InferenceApp:
         """Serve one ASGI connection: a request, or the process's lifespan."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
+        elif scope["type"] == "http" and scope["path"] == "/metrics":
+            await respond(send, 200, self._metrics.page(), CONTENT_TYPE_LATEST.encode())
         elif scope["type"] == "http":
             try:
                 status, body = 200, await self._answer(scope, receive)
@@ -159,10 +169,13 @@ class InferenceApp:
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()  # lifespan.startup
         self._batcher.start()
+        adopting = asyncio.create_task(self._adopt_built_engines())
         await send({"type": "lifespan.startup.complete"})
         await receive()  # lifespan.shutdown: every accepted request has been answered
+        adopting.cancel()
         await asyncio.to_thread(self._batcher.close)
-        for pool in (self._decoders, self._encoders, self._loaders):
+        await asyncio.to_thread(self._decoders.close)
+        for pool in (self._encoders, self._loaders):
             pool.shutdown(cancel_futures=True)
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -190,9 +203,13 @@ class InferenceApp:
             "waiting_images": self._waiting.images,
         }
 
+    def _images_by_place(self) -> dict[str, int]:
+        """Return how many images are accepted and not yet answered, by what they wait for."""
+        return {"accepted": self._batcher.accepted_images, "loading": self._waiting.images}
+
     async def _load(self, body: memoryview) -> bytes:
         try:
-            digest = _digest_of(json.loads(bytes(body)))
+            digest = digest_of(json.loads(bytes(body)))
         except (ValueError, RecursionError) as error:
             raise WireMalformed(f"the body is no JSON: {error}") from error
         started = time.monotonic()
@@ -201,10 +218,21 @@ class InferenceApp:
 
     async def _predict(self, body: memoryview) -> bytes:
         header, images = wire.decode(body, self._config.max_accepted_images)
-        digest, wanted = _digest_of(header), _Wanted(_top_k_of(header), _max_error_of(header))
-        with await self._pinned(digest, len(images)) as model, self._batcher.reserve(len(images)):
+        digest, wanted = digest_of(header), wanted_of(header)
+        try:
+            async with asyncio.timeout(wanted.timeout_seconds) as timeout:
+                return await self._answer_to(digest, images, wanted)
+        except TimeoutError:
+            if wanted.timeout_seconds is None or not timeout.expired():
+                raise
+            raise PredictTimedOut(wanted.timeout_seconds) from None
+
+    async def _answer_to(self, digest: str, images: Sequence[memoryview], wanted: Wanted) -> bytes:
+        """Return the answer; cancelling it drops what has not been decoded and computed."""
+        count = len(images)
+        with await self._pinned(digest, count) as model, self._batcher.reserve(count, digest):
             outcomes = await asyncio.gather(
-                *(self._predict_image(model, image) for image in images),
+                *(self._predict_image(model, image, wanted.preprocessed) for image in images),
                 return_exceptions=True,  # the others end first: nothing of this request is left
             )
             predictions = _all_or_raise(outcomes)
@@ -212,19 +240,24 @@ class InferenceApp:
                 self._encoders, _answer_of, model, predictions, wanted
             )
 
-    async def _predict_image(self, model: Model, image: memoryview) -> _Prediction:
+    async def _predict_image(
+        self, model: Model, image: memoryview, preprocessed: bool
+    ) -> _Prediction:
         started = time.monotonic()
-        loop = asyncio.get_running_loop()
+        owner, preprocess = model.head.artifact.digest, self._predictor.preprocess
         try:
-            pixels = await loop.run_in_executor(
-                self._decoders, self._predictor.preprocess, model, image
+            pixels = await asyncio.wrap_future(
+                self._decoders.submit(owner, lambda: preprocess(model, image, preprocessed))
             )
         except ImageError as error:
+            self._metrics.saw_refusal(model.backbone_key)
             return _Prediction(error, time.monotonic() - started)
         decode_seconds = time.monotonic() - started
+        self._metrics.saw_decode(model.backbone_key, decode_seconds)
         answer = await asyncio.wrap_future(
-            self._batcher.submit(model.backbone_key, QueuedImage(model, pixels))
+            self._batcher.submit(model.backbone_key, owner, QueuedImage(model, pixels))
         )
+        self._metrics.saw_queue(model.backbone_key, answer.queue_seconds)
         return _Prediction(
             answer.value,
             decode_seconds,
@@ -238,7 +271,7 @@ class InferenceApp:
         if pinned is not None:
             return pinned
         # Room of their own: those who wait for a slow load must not fill that of loaded models
-        with self._waiting.reserve(images):
+        with self._waiting.reserve(images, digest):
             return await self._models.pin(digest)
 
     async def _load_model(self, digest: str) -> Pinned[Model]:
@@ -246,8 +279,17 @@ class InferenceApp:
         with await self._backbones.pin(key):
             return await self._in_loader(self._predictor.pin, digest)
 
-    async def _load_backbone(self, key: BackboneKey) -> Pinned[Engine]:
+    async def _load_backbone(self, key: BackboneKey) -> Pinned[LoadedBackbone]:
         return await self._in_loader(self._predictor.pin_backbone, key)
+
+    async def _adopt_built_engines(self) -> None:
+        """Look, now and then, for faster engines of what is loaded."""
+        while True:
+            await asyncio.sleep(_ADOPT_SECONDS)
+            try:
+                await asyncio.to_thread(self._predictor.adopt_built_engines)
+            except GraftError:  # no memory for it: what is loaded goes on
+                log.exception("a faster engine could not be adopted")
 
     async def _in_loader(self, load: Callable[[_Key], _Loaded], key: _Key) -> _Loaded:
         return await asyncio.get_running_loop().run_in_executor(self._loaders, load, key)
@@ -299,26 +341,20 @@ def _all_or_raise(outcomes: Sequence[_Prediction | BaseException]) -> list[_Pred
     return predictions
 
 
-def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: _Wanted) -> bytes:
+def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: Wanted) -> bytes:
     """Return the answer to a prediction as JSON; each image by itself, see `as_json`."""
-    abstention = _abstention(model, wanted.max_error)
-    threshold = -math.inf
-    if abstention is not None:
-        threshold = math.inf if abstention["threshold"] is None else abstention["threshold"]
+    abstention = abstention_of(model, wanted.max_error)
     bodies = []
     for prediction in predictions:
         output = prediction.output
         if isinstance(output, ImageError):
             bodies.append(as_json({"error": to_wire(output)}))
             continue
-        scores = ranked(output.scores, model.classes, wanted.top_k)
-        body = {
-            "scores": scores,
-            **labels_of(output.scores, model),
-            "abstained": output.out_of_distribution or not scores[0]["score"] > threshold,
-            "ood_score": output.ood_score,
-            "out_of_distribution": output.out_of_distribution,
-        }
+        body = answer_body(output, model, wanted.top_k, abstention)
+        if wanted.features:
+            body["features"] = output.features.tolist()
+        if wanted.logits:
+            body["logits"] = output.logits.tolist()
         bodies.append(as_json(body))
     timing = {
         "decode_ms": _ms(max((p.decode_seconds for p in predictions), default=0)),
@@ -326,50 +362,13 @@ def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: _Wanted
         "forward_ms": _ms(max((p.forward_seconds for p in predictions), default=0)),
         "batch_size": max((p.batch_images for p in predictions), default=0),
     }
-    parts = (
-        as_json(model.head.artifact.digest), b", ".join(bodies), as_json(abstention),
-        as_json(timing),
-    )  # fmt: skip
-    return b'{"artifact": %s, "predictions": [%s], "abstention": %s, "timing": %s}' % parts
-
-
-def _abstention(model: Model, max_error: float | None) -> dict[str, float | None] | None:
-    """Return from which score on a model keeps an error budget, and what that costs it.
-
-    Without a budget None. A `threshold` of None: no threshold keeps it, as far as the held-out
-    images can tell, and the model answers nothing.
-    """
-    if max_error is None:
-        return None
-    calibration = model.head.artifact.facts.calibration
-    level = None if calibration is None else calibration.level_for(max_error)
-    return {
-        "max_error": max_error,
-        "threshold": None if level is None else level.threshold,
-        "coverage": 0.0 if level is None else level.coverage,
-        "error_bound": None if level is None else level.error_bound,
+    rest = {
+        "artifact": model.head.artifact.digest,
+        "abstention": abstention,
+        "timing": timing,
+        "wanted_engine": model.backbone.wanted_engine,
     }
-
-
-def _digest_of(message: object) -> str:
-    digest = message.get("artifact") if isinstance(message, dict) else None
-    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise WireMalformed(f"'artifact' is {str(digest)[:80]!r}, not a sha256 of 64 hex digits")
-    return digest
-
-
-def _top_k_of(header: dict[str, Any]) -> int | None:
-    top_k = header.get("top_k")
-    if top_k is None or (type(top_k) is int and top_k >= 1):
-        return top_k
-    raise WireMalformed(f"'top_k' is {str(top_k)[:80]!r}, not a number from 1 on")
-
-
-def _max_error_of(header: dict[str, Any]) -> float | None:
-    max_error = header.get("max_error")
-    if max_error is None or (type(max_error) is float and 0 < max_error < 1):
-        return max_error
-    raise WireMalformed(f"'max_error' is {str(max_error)[:80]!r}, not a number between 0 and 1")
+    return b'{"predictions": [%s], %s' % (b", ".join(bodies), as_json(rest)[1:])
 
 
 def _status_of(error: type[GraftError]) -> int:

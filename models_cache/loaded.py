@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -53,6 +55,25 @@ class Pinned(Generic[V]):
         self.release()
 
 
+@dataclass(frozen=True)
+class Occupancy:
+    """What a cache holds, and what it has done so far.
+
+    Args:
+        count: Values that are loaded.
+        loaded_bytes: Sum of their sizes.
+        loads: Loads that succeeded.
+        load_seconds: Their durations together.
+        evictions: Values dropped to meet the bound.
+    """
+
+    count: int
+    loaded_bytes: int
+    loads: int
+    load_seconds: float
+    evictions: int
+
+
 class _Entry(Generic[V]):
     """One key: its load (under way or done), its size in bytes and how many use or await it."""
 
@@ -80,6 +101,9 @@ class LoadedCache(Generic[K, V]):
         self._capacity_bytes = capacity_bytes
         self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()  # least recently used first
         self._loaded_bytes = 0
+        self._loads = 0
+        self._load_seconds = 0.0
+        self._evictions = 0
         self._lock = threading.Lock()
 
     @property
@@ -91,6 +115,14 @@ class LoadedCache(Generic[K, V]):
         """Return the keys of loaded values, least recently used first."""
         with self._lock:
             return [key for key, entry in self._entries.items() if entry.loading.done()]
+
+    def occupancy(self) -> Occupancy:
+        """Return what is loaded now and what was done so far."""
+        with self._lock:
+            count = sum(entry.loading.done() for entry in self._entries.values())
+            return Occupancy(
+                count, self._loaded_bytes, self._loads, self._load_seconds, self._evictions
+            )
 
     def pin(self, key: K) -> Pinned[V]:
         """Return the value of `key`, pinned; load it, or wait for the load that is under way."""
@@ -113,11 +145,25 @@ class LoadedCache(Generic[K, V]):
             self._use(key, entry)
         return Pinned(entry.loading.result(), lambda: self._release(entry))
 
+    def replace(self, key: K, value: V) -> None:
+        """Give later callers another value, if the key is loaded; who pinned the old keeps it."""
+        done: Future[V] = Future()
+        done.set_result(value)
+        size_bytes = self._size_of(value)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or not entry.loading.done():
+                return
+            self._loaded_bytes += size_bytes - entry.size_bytes
+            entry.loading, entry.size_bytes = done, size_bytes
+            self._evict()
+
     def _use(self, key: K, entry: _Entry[V]) -> None:
         entry.pins += 1  # waiters pin before the load ends: nothing evicts it in between
         self._entries.move_to_end(key)
 
     def _fill(self, key: K, entry: _Entry[V]) -> None:
+        started = time.monotonic()
         try:
             value = self._load(key)
             size_bytes = self._size_of(value)
@@ -129,6 +175,8 @@ class LoadedCache(Generic[K, V]):
         with self._lock:
             entry.size_bytes = size_bytes
             self._loaded_bytes += size_bytes
+            self._loads += 1
+            self._load_seconds += time.monotonic() - started
             entry.loading.set_result(value)
             self._evict()
 
@@ -154,6 +202,7 @@ class LoadedCache(Generic[K, V]):
         for key, entry in dropped:
             del self._entries[key]
             self._loaded_bytes -= entry.size_bytes
+        self._evictions += len(dropped)
 
 
 class _SharedLoad(Generic[V]):

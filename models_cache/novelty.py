@@ -8,20 +8,24 @@ logits suggest. Chosen by measurement against nearest neighbours, energy and oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+_Value = TypeVar("_Value")
+
 AXES = 32
 _IMAGES_PER_AXIS = 4  # at least
 FEWEST_IMAGES = 20  # below, axes and ranks would be noise: no score at all
 MOST_IMAGES = 1000  # that axes are fitted on; decomposing more costs seconds and changes little
+_SHORTEST = 1e-12  # length of features that counts: as torch normalises
 FALSE_ALARMS = 0.02  # of images like the known ones, at most, are called out of distribution
 
 
@@ -36,40 +40,66 @@ class Familiarity:
             ascending.
     """
 
-    centre: Tensor
-    axes: Tensor
-    novelties: Tensor
+    centre: NDArray[np.float32]
+    axes: NDArray[np.float16]
+    novelties: NDArray[np.float32]
 
     @property
     def nbytes(self) -> int:
         """Memory it takes."""
         return self.centre.nbytes + self.axes.nbytes + self.novelties.nbytes
 
-    def judge(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Judge images by their raw features, float32 `[B, D]`.
-
-        Returns:
-            Scores float `[B]`: the fraction of the known images that are less unusual. And bool
-            `[B]`: whether an image is out of distribution, that is, whether so few known ones
-            are as unusual that for an image like them the chance is at most `FALSE_ALARMS`.
-
-        Source:
-            Rank as in Bates et al. 2023, arXiv:2104.08279 (conformal p-values).
-        """
-        novelty = _novelty(features, self.centre, self.axes.float())
-        less = torch.searchsorted(self.novelties, novelty)
-        known = len(self.novelties)
-        chance = (1 + known - less).double() / (1 + known)
-        return less.double() / known, chance <= FALSE_ALARMS
-
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the tensors of `familiarity.safetensors` by name."""
-        return {name: getattr(self, name).numpy() for name in self.__dataclass_fields__}
+        """Return the arrays of `familiarity.safetensors` by name."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Familiarity:
         """Rebuild from `arrays`'s form, checked when the artifact was."""
-        return cls(**{name: torch.from_numpy(arrays[name]) for name in cls.__dataclass_fields__})
+        return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+
+
+def judge(
+    known: Sequence[Familiarity], features: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Judge images by their raw features, each against the known images of its own model.
+
+    Args:
+        known: What each image is compared with, B of them; equal ones are best neighbours.
+        features: `[B, D]`.
+
+    Returns:
+        Scores `[B]`: the fraction of the known images that are less unusual. And `[B]`: whether
+        an image is out of distribution, that is, whether so few known ones are as unusual that
+        for an image like them the chance is at most `FALSE_ALARMS`.
+
+    Source:
+        Rank as in Bates et al. 2023, arXiv:2104.08279 (conformal p-values).
+    """
+    rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), _SHORTEST)
+    less, count = np.empty(len(rows)), np.empty(len(rows))
+    for each, own in runs(known):
+        novelty = _novelty(rows[own], each)
+        less[own], count[own] = np.searchsorted(each.novelties, novelty), len(each.novelties)
+    return less / count, (1 + count - less) / (1 + count) <= FALSE_ALARMS
+
+
+def runs(values: Sequence[_Value]) -> Iterator[tuple[_Value, slice]]:
+    """Yield each run of identical neighbours with its place."""
+    start = 0
+    for end in range(1, len(values) + 1):
+        if end == len(values) or values[end] is not values[start]:
+            yield values[start], slice(start, end)
+            start = end
+
+
+def _novelty(rows: NDArray[np.float32], known: Familiarity) -> NDArray[np.float32]:
+    """Return the length `[B]` of what features of length 1 have off the axes."""
+    centred = rows - known.centre
+    spanned = centred @ known.axes.astype(np.float32)
+    off = np.square(centred).sum(axis=1) - np.square(spanned).sum(axis=1)
+    length: NDArray[np.float32] = np.sqrt(np.maximum(off, 0))
+    return length
 
 
 @contextmanager
@@ -113,18 +143,11 @@ def fit_familiarity(features: Tensor, folds: Tensor) -> Familiarity | None:
         own[out] = _novelty_by_products(products, out, ~out).float()
     centre = rows.mean(dim=0)
     axes = (rows - centre).T @ _directions(_centred(products)).float()  # [D, R]
-    return Familiarity(centre, axes.half(), own.sort().values)
-
-
-def _novelty(features: Tensor, centre: Tensor, axes: Tensor) -> Tensor:
-    """Return the length `[B]` of what scaled features have off the axes."""
-    rows = F.normalize(features) - centre
-    spanned = (rows @ axes).square().sum(dim=1)
-    return (rows.square().sum(dim=1) - spanned).clamp_min(0).sqrt()
+    return Familiarity(centre.numpy(), axes.half().numpy(), own.sort().values.numpy())
 
 
 def _novelty_by_products(products: Tensor, out: Tensor, known: Tensor) -> Tensor:
-    """Return `_novelty` of some rows by the centre and the axes of others, from inner products."""
+    """Return the novelty of some rows by the centre and axes of others, from inner products."""
     inner, across = products[known][:, known], products[out][:, known]  # [A, A], [B, A]
     length = 1 - 2 * across.mean(dim=1) + inner.mean()
     across = across - across.mean(dim=1, keepdim=True) - inner.mean(dim=0) + inner.mean()

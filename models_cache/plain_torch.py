@@ -39,10 +39,12 @@ for part, prefix in ((network, "backbone."), (head, "head.")):
 
 
 def _scores(facts: ArtifactFacts) -> str:
-    if facts.task == MULTILABEL:
-        return f"logits.sigmoid()\nlabels = scores >= torch.tensor({list(facts.thresholds or ())})"
     temperature = 1.0 if facts.calibration is None else facts.calibration.temperature
-    return f"(logits / {temperature!r}).softmax(dim=1)"
+    calibrated = f"(logits / {temperature!r})"
+    if facts.task == MULTILABEL:
+        thresholds = list(facts.thresholds or ())
+        return f"{calibrated}.sigmoid()\nlabels = scores >= torch.tensor({thresholds})"
+    return f"{calibrated}.softmax(dim=1)"
 
 
 def loading_code(facts: ArtifactFacts) -> str | None:

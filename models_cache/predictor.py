@@ -13,13 +13,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models_cache.answers import ImageOutput, QueuedImage, answers_of
-from models_cache.artifacts import FAMILIARITY_FILE, parse_artifact, read_artifact, read_familiarity
+from models_cache.artifacts import (
+    FAMILIARITY_FILE,
+    Artifact,
+    describe_artifact,
+    read_familiarity,
+)
 from models_cache.backbone_weights import verified_weights
-from models_cache.backbones import Classifier
 from models_cache.blobs import BlobStore
 from models_cache.classifiers import (
     check_golden,
@@ -29,15 +35,25 @@ from models_cache.classifiers import (
     load_head,
 )
 from models_cache.decode import ImageLimits, center_crop, decode_rgb, resize_shorter_side
-from models_cache.engine_store import EngineKey, EngineStore
+from models_cache.engine_store import EngineKey, EngineStore, engine_spec
 from models_cache.engines import Engine, choose_engine
 from models_cache.errors import DeviceUnavailable, GraftError
 from models_cache.features import freeze, is_out_of_memory
-from models_cache.loaded import LoadedCache, Pinned
+from models_cache.loaded import LoadedCache, Occupancy, Pinned
 from models_cache.novelty import Familiarity
-from models_cache.served_models import BackboneKey, LoadedHead, Model, Pixels
+from models_cache.served_models import (
+    BackboneKey,
+    LoadedBackbone,
+    LoadedHead,
+    Model,
+    Pixels,
+)
+from models_cache.tensor_input import pixels_of_tensor
 
 _HEADS_FRACTION = 1 / 8  # of the cache's bytes
+# Measured on two cores: 32 images no longer fit their caches, and all of them wait for the last
+_CPU_BATCH_IMAGES = 16
+_GPU_BATCH_IMAGES = 32
 
 
 class Predictor:
@@ -61,14 +77,20 @@ class Predictor:
         heads_bytes = int(cache_bytes * _HEADS_FRACTION)
         self._heads = LoadedCache(self._load_head, lambda head: head.nbytes, heads_bytes)
         self._backbones = LoadedCache(
-            self._load_backbone, lambda engine: engine.size_bytes, cache_bytes - heads_bytes
+            self._load_backbone, lambda backbone: backbone.nbytes, cache_bytes - heads_bytes
         )
         # Around every call of a module, and nothing slower: choosing an engine traces the network,
         # and torch's tracer replaces `nn.Module.__call__` for the whole process meanwhile
         self._device_lock = threading.Lock()
+        self._unbuilt: set[BackboneKey] = set()  # loaded, and a faster engine may come
         self._mixed_batches = 0
         self._batches = 0
         self._images = 0
+
+    @property
+    def best_batch_images(self) -> int:
+        """How many images a forward pass should have at most, by measurement."""
+        return _CPU_BATCH_IMAGES if self._device.type == "cpu" else _GPU_BATCH_IMAGES
 
     def pin(self, digest: str) -> Pinned[Model]:
         """Return an artifact's model, loaded and checked; blocks while it loads.
@@ -104,10 +126,10 @@ class Predictor:
             BlobMissing: There is no such artifact.
             ArtifactError: Its description is damaged.
         """
-        artifact = parse_artifact(self._blobs.read(digest))
+        artifact = describe_artifact(self._blobs, digest)
         return BackboneKey(*artifact.backbone_key, artifact=artifact)
 
-    def pin_backbone(self, key: BackboneKey) -> Pinned[Engine]:
+    def pin_backbone(self, key: BackboneKey) -> Pinned[LoadedBackbone]:
         """Return a backbone, loaded; blocks while it loads.
 
         Raises:
@@ -116,17 +138,41 @@ class Predictor:
         with self._needing_memory("while loading"):
             return self._backbones.pin(key)
 
-    def pin_backbone_if_loaded(self, key: BackboneKey) -> Pinned[Engine] | None:
+    def pin_backbone_if_loaded(self, key: BackboneKey) -> Pinned[LoadedBackbone] | None:
         """Return a backbone if it is loaded; never blocks."""
         return self._backbones.pin_if_loaded(key)
 
-    def preprocess(self, model: Model, data: bytes | memoryview) -> Pixels:
-        """Turn an encoded image into uint8 `[crop, crop, 3]`; as training does, by construction.
+    def adopt_built_engines(self) -> None:
+        """Swap engines for those built since; batches under way and queued ones end as they are.
 
         Raises:
-            ImageError: It cannot be decoded, or is larger than the limits.
+            DeviceUnavailable: There is no memory for both.
+        """
+        for key in list(self._unbuilt):
+            if self._engines.is_wanted(_engine_key(key)):
+                continue
+            self._unbuilt.discard(key)  # it is there, or cannot be had
+            with self._needing_memory("while loading"):
+                engine = self._built_engine(key)
+                if engine is not None:
+                    images = golden_images(key.artifact.facts.preprocessing.crop_px)
+                    features = self._features(engine, images, key)
+                    loaded = LoadedBackbone(engine, images, features, None)
+                    self._backbones.replace(key, loaded)
+
+    def preprocess(
+        self, model: Model, data: bytes | memoryview, preprocessed: bool = False
+    ) -> Pixels:
+        """Turn an encoded image into uint8 `[crop, crop, 3]`; as training does, by construction.
+
+        With `preprocessed` the data is what the network takes; see `pixels_of_tensor`.
+
+        Raises:
+            ImageError: It cannot be decoded, or is larger than the limits, or no such tensor.
         """
         facts = model.preprocessing
+        if preprocessed:
+            return pixels_of_tensor(data, facts)
         upright = decode_rgb(bytes(data), self._limits)
         resized = resize_shorter_side(upright, facts.resize_px, facts.interpolation)
         return center_crop(resized, facts.crop_px)
@@ -166,38 +212,63 @@ class Predictor:
             "images": self._images,
         }
 
+    def occupancy(self) -> dict[str, Occupancy]:
+        """Return what is loaded, by kind."""
+        return {"head": self._heads.occupancy(), "backbone": self._backbones.occupancy()}
+
     def _load_head(self, digest: str) -> LoadedHead:
-        artifact = read_artifact(self._blobs, digest)
-        key, facts = BackboneKey(*artifact.backbone_key, artifact=artifact), artifact.facts
-        head = load_head(artifact, self._blobs).to(self._device)
+        """Read what predicting needs of an artifact, each file once, and check its outputs.
+
+        The golden images went through the backbone when that was loaded.
+        """
+        artifact = describe_artifact(self._blobs, digest)
+        key = BackboneKey(*artifact.backbone_key, artifact=artifact)
+        weight, bias = load_head(artifact, self._blobs)
         with self._backbones.pin(key) as backbone:
-            classifier = Classifier(backbone.forward, facts.feature_width, len(facts.classes))
-            classifier.head = head
-            classifier.eval()
-            check_golden(classifier, artifact, self._blobs, exclusive=lambda: self._device_lock)
+
+            def outputs_of(images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+                if np.array_equal(images, backbone.golden_images):
+                    features = backbone.golden_features
+                else:  # of an artifact that another program made
+                    features = self._features(backbone.engine, images, key)
+                return features, torch.from_numpy(features.numpy() @ weight.T + bias)
+
+            check_golden(outputs_of, artifact, self._blobs)
         familiarity = None
         if FAMILIARITY_FILE in artifact.files:
             familiarity = Familiarity.of(read_familiarity(self._blobs, artifact))
-        return LoadedHead(artifact, key, head.cpu(), familiarity)
+        return LoadedHead(artifact, key, weight, bias, familiarity)
 
-    def _load_backbone(self, key: BackboneKey) -> Engine:
-        return self._built_engine(key) or self._torch_engine(key)
+    def _load_backbone(self, key: BackboneKey) -> LoadedBackbone:
+        images = golden_images(key.artifact.facts.preprocessing.crop_px)
+        engine, wanted, artifact = self._built_engine(key), None, key.artifact
+        if engine is None:
+            engine = self._torch_engine(key)
+            if self._may_be_built(artifact) and self._engines.is_wanted(_engine_key(key)):
+                facts = artifact.facts
+                assert facts.weights is not None  # checked when the artifact was read
+                wanted = engine_spec(key.architecture, facts.weights, facts.preprocessing)
+                self._unbuilt.add(key)
+        return LoadedBackbone(engine, images, self._features(engine, images, key), wanted)
+
+    def _features(self, engine: Engine, images: NDArray[np.uint8], key: BackboneKey) -> Tensor:
+        with self._device_lock:
+            return engine.features(torch.from_numpy(images), key.artifact.facts.preprocessing)
 
     def _built_engine(self, key: BackboneKey) -> Engine | None:
         """Return the engine that was built of a backbone, if it gives what the artifact says."""
         artifact = key.artifact
-        if self._device.type != "cpu" or artifact.facts.kind != "head":
-            return None
-        name = EngineKey(key.architecture, key.sha256, key.preprocessing_digest)
-        engine = self._engines.load(name)
+        engine = self._engines.load(_engine_key(key)) if self._may_be_built(artifact) else None
         if engine is None:
             return None
 
-        def features_of(pixels: Tensor) -> Tensor:
-            with self._device_lock:
-                return engine.features(pixels, artifact.facts.preprocessing)
+        def features_of(images: NDArray[np.uint8]) -> Tensor:
+            return self._features(engine, images, key)
 
         return engine if gives_golden_features(features_of, artifact, self._blobs) else None
+
+    def _may_be_built(self, artifact: Artifact) -> bool:
+        return self._device.type == "cpu" and artifact.facts.kind == "head"
 
     def _torch_engine(self, key: BackboneKey) -> Engine:
         artifact = key.artifact
@@ -221,7 +292,11 @@ class Predictor:
             raise DeviceUnavailable(str(self._device), f"out of memory {when}") from error
 
 
-def _pinned_model(head: Pinned[LoadedHead], backbone: Pinned[Engine]) -> Pinned[Model]:
+def _engine_key(key: BackboneKey) -> EngineKey:
+    return EngineKey(key.architecture, key.sha256, key.preprocessing_digest)
+
+
+def _pinned_model(head: Pinned[LoadedHead], backbone: Pinned[LoadedBackbone]) -> Pinned[Model]:
     def release() -> None:
         head.release()
         backbone.release()

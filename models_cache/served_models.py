@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 
 from models_cache.artifacts import Artifact
 from models_cache.engines import Engine
 from models_cache.novelty import Familiarity
 from models_cache.preprocessing import Preprocessing
 
-Pixels = NDArray[np.uint8]  # of one image as a model wants it, [crop, crop, 3]
+#: One image as a model wants it, `[crop, crop, 3]`, 0 to 255; float32 if a client preprocessed it.
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,19 @@ class LoadedHead:
     """An artifact's linear layer, `[B, D]` -> `[B, C]`.
 
     It stays on the CPU: a batch comes back from the device once, not once per head.
-    `familiarity` is None where the artifact does not say what known images look like.
+
+    Args:
+        artifact: What it was loaded from.
+        backbone_key: Of what gives its input.
+        weight: float32 `[C, D]`.
+        bias: float32 `[C]`.
+        familiarity: None where the artifact does not say what known images look like.
     """
 
     artifact: Artifact
     backbone_key: BackboneKey
-    linear: nn.Linear
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
     familiarity: Familiarity | None
 
     @property
@@ -57,7 +66,29 @@ class LoadedHead:
     def nbytes(self) -> int:
         """Memory it takes."""
         familiar_bytes = 0 if self.familiarity is None else self.familiarity.nbytes
-        return self.linear.weight.nbytes + self.linear.bias.nbytes + familiar_bytes
+        return self.weight.nbytes + self.bias.nbytes + familiar_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedBackbone:
+    """What gives features, and what it makes of the golden images: a head is checked by these.
+
+    Args:
+        engine: What runs it.
+        golden_images: uint8 `[G, crop, crop, 3]`.
+        golden_features: float32 `[G, D]`.
+        wanted_engine: What to build, as a job is told it, if a faster engine has not been.
+    """
+
+    engine: Engine
+    golden_images: Pixels
+    golden_features: Tensor
+    wanted_engine: dict[str, Any] | None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return self.engine.size_bytes + self.golden_images.nbytes + self.golden_features.nbytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +96,7 @@ class Model:
     """A head with its backbone, both in memory for as long as the model is pinned."""
 
     head: LoadedHead
-    backbone: Engine
+    backbone: LoadedBackbone
 
     @property
     def backbone_key(self) -> BackboneKey:

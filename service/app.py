@@ -17,18 +17,40 @@ from jobs.store.database import Database
 from models_cache import faults
 from models_cache.blobs import BlobStore
 from models_cache.catalogue import Catalogue
+from models_cache.neighbours import NeighbourStore
+from models_cache.room import Room
 from models_cache.weights import WeightsVault
 from service import problems
+from service.engine_wishes import EngineWishes
+from service.indexing import Indexer
 from service.inference_client import InferenceClient
-from service.middleware import BrowserGuard
-from service.routers import backbones, datasets, jobs, models, ops, predict
-from service.services import Crowd, Services
+from service.manifests import RecentManifests
+from service.metrics import ServiceMetrics
+from service.middleware import BrowserGuard, HeadAsGet
+from service.routers import (
+    backbones,
+    datasets,
+    exports,
+    features,
+    feedback,
+    hugging_face,
+    jobs,
+    models,
+    open_inference,
+    openai_files,
+    openai_jobs,
+    openai_uploads,
+    ops,
+    predict,
+)
+from service.services import Services
 from service.settings import Settings
+from service.shadowing import Shadows
+from service.uploads import LEFTOVER_SECONDS
 from service.version import VERSION
 
-_LEFTOVER_SECONDS = 3600.0
 _SWEEP_SECONDS = 600.0
-_MOST_PREDICTIONS = 256  # requests at once, each with its images in memory
+_MOST_PREDICTIONS = 512  # requests at once, each with its images in memory
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -44,6 +66,9 @@ def create_app(settings: Settings) -> FastAPI:
         sweeping = asyncio.create_task(_sweep_leftovers(settings.data_dir / "uploads"))
         yield
         sweeping.cancel()
+        await services.indexer.close()
+        await services.shadows.close()
+        await services.engine_wishes.close()
         await services.inference.close()
         services.database.close()
 
@@ -61,10 +86,19 @@ def create_app(settings: Settings) -> FastAPI:
         backbones.router,
         jobs.router,
         models.router,
+        exports.router,
         predict.router,
+        features.router,
+        feedback.router,
+        open_inference.router,
+        hugging_face.router,
+        openai_files.router,
+        openai_uploads.router,
+        openai_jobs.router,
         ops.router,
     ):
         app.include_router(router)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BrowserGuard, local_names_only=settings.is_loopback)
     return app
 
@@ -76,18 +110,27 @@ def build_services(settings: Settings) -> Services:
     database = Database(settings.resolved_database_url)
     database.migrate()
     catalogues = [Path(path) for path in settings.weights_catalog]
+    blobs = BlobStore(settings.data_dir / "blobs")
+    inference = InferenceClient(settings.resolved_inference_url, settings.predict_timeout_seconds)
     return Services(
         settings=settings,
         database=database,
-        blobs=BlobStore(settings.data_dir / "blobs"),
+        blobs=blobs,
+        manifests=RecentManifests(blobs),
         catalogue=Catalogue.load(extra_files=catalogues),
         vault=WeightsVault(
             settings.data_dir / "weights",
             sources=settings.weights_sources,
             offline=settings.offline,
         ),
-        inference=InferenceClient(settings.resolved_inference_url),
-        predicting=Crowd(_MOST_PREDICTIONS),
+        inference=inference,
+        predicting=Room(_MOST_PREDICTIONS),
+        indexer=Indexer(
+            blobs, NeighbourStore(settings.data_dir / "cache" / "neighbours"), inference
+        ),
+        engine_wishes=EngineWishes(database),
+        shadows=Shadows(database, inference, settings.shadow_fraction),
+        metrics=ServiceMetrics(),
     )
 
 
@@ -101,7 +144,7 @@ async def _sweep_leftovers(uploads: Path) -> None:
 def _remove_leftovers(uploads: Path) -> None:
     for path in uploads.glob("*"):
         with suppress(FileNotFoundError):  # another api was faster
-            if time.time() - path.stat().st_mtime < _LEFTOVER_SECONDS:
+            if time.time() - path.stat().st_mtime < LEFTOVER_SECONDS:
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

@@ -10,37 +10,29 @@ print(graft.predict(job["result"]["model"], "ant.jpg"))
 
 from __future__ import annotations
 
-import json
+import base64
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import httpx2
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-_CHUNK_BYTES = 1 << 20
+from service.connection import DEFAULT_URL, Connection, GraftProblem, Json, Report
+
+__all__ = [
+    "DEFAULT_URL",
+    "DatasetRejected",
+    "Graft",
+    "GraftProblem",
+    "JobFailed",
+    "Json",
+    "Report",
+    "wait_until_ready",
+]
+
 _RECONNECT_SECONDS = 60.0
 _ENDED_JOB = frozenset({"succeeded", "failed", "cancelled"})
-
-Json = dict[str, Any]
-Report = Callable[[int, int], None]
-
-
-class GraftProblem(Exception):
-    """The service refused a request; `problem` is its `application/problem+json` body."""
-
-    def __init__(self, status: int, problem: Json) -> None:
-        super().__init__(status, problem)
-        self.status = status
-        self.problem = problem
-        self.code = str(problem.get("code", "unknown"))
-
-    def __str__(self) -> str:
-        lines = [str(self.problem.get("detail", f"HTTP {self.status}"))]
-        lines += [f"  {e['pointer']}: {e['message']}" for e in self.problem.get("errors", [])]
-        return "\n".join(lines)
 
 
 class JobFailed(Exception):
@@ -67,7 +59,7 @@ class DatasetRejected(Exception):
         return f"data set {self.dataset['id']}: {self.dataset['problem']['detail']}"
 
 
-class Graft:
+class Graft(Connection):
     """A connection to one service.
 
     Args:
@@ -76,29 +68,6 @@ class Graft:
         timeout_seconds: Bound on one request; uploads and waits have none.
     """
 
-    def __init__(
-        self, url: str = DEFAULT_URL, *, key: str | None = None, timeout_seconds: float = 60.0
-    ) -> None:
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._http = httpx2.Client(
-            base_url=url, headers=headers, timeout=timeout_seconds, trust_env=False
-        )
-
-    def __enter__(self) -> Graft:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
-
     # -- data sets ---------------------------------------------------------------------------
 
     def upload(
@@ -106,6 +75,7 @@ class Graft:
         archive: Path | str,
         *,
         name: str = "dataset",
+        labelled: bool = True,
         report: Report | None = None,
         idempotency_key: str | None = None,
     ) -> Json:
@@ -114,11 +84,16 @@ class Graft:
         Args:
             archive: The file.
             name: What to call the data set.
+            labelled: Whether the images have labels; without, a model can only predict them.
             report: Called with bytes sent and bytes in all.
             idempotency_key: Repeat a call with the same key and nothing is made twice.
         """
         return self._send(
-            "/v1/datasets", Path(archive), report, idempotency_key, params={"name": name}
+            "/v1/datasets",
+            Path(archive),
+            report,
+            idempotency_key,
+            params={"name": name, "labels": "required" if labelled else "none"},
         )
 
     def add_images(
@@ -226,6 +201,10 @@ class Graft:
             raise JobFailed(job)
         return job
 
+    def save_file(self, job_id: str, name: str, destination: Path | str) -> Path:
+        """Save a file of a job, such as `predictions.csv`."""
+        return self._save(f"/v1/jobs/{job_id}/files/{name}", destination)
+
     # -- models ------------------------------------------------------------------------------
 
     def models(self) -> Iterator[Json]:
@@ -247,6 +226,14 @@ class Graft:
         body = {"version": version, "if_current": if_current}
         return self._call("PUT", f"/v1/models/{name}/aliases/{alias}", json=body)
 
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Remove an alias; the version it points to stays."""
+        self._call("DELETE", f"/v1/models/{name}/aliases/{alias}")
+
+    def shadow(self, name: str) -> Json:
+        """Return how candidates (alias `shadow`) answered beside the served version."""
+        return self._call("GET", f"/v1/models/{name}/shadow")
+
     def evaluation(self, name: str, version: int) -> Json:
         """Return the evaluation of a version on held-out images."""
         return self._call("GET", f"/v1/models/{name}/versions/{version}/evaluation")
@@ -266,28 +253,64 @@ class Graft:
             top_k: How many labels per image; None for all.
             max_error: Error budget between 0 and 1; the model abstains where it cannot keep it.
         """
-        data = [image if isinstance(image, bytes) else Path(image).read_bytes() for image in images]
         asked = {"top_k": top_k, "max_error": max_error}
-        params = {name: str(value) for name, value in asked.items() if value is not None}
-        path = f"/v1/models/{reference}/predict"
-        if len(data) == 1:
-            headers = {"Content-Type": "application/octet-stream"}
-            return self._call("POST", path, params=params, content=data[0], headers=headers)
-        files = [("files", (f"{index}", item)) for index, item in enumerate(data)]
-        return self._call("POST", path, params=params, files=files)
+        return self._send_images(f"/v1/models/{reference}/predict", images, asked)
+
+    def embed(
+        self, reference: str, *images: Path | str | bytes, normalize: bool = False
+    ) -> list[list[float] | None]:
+        """Return the features of images, as the model's head sees them; None: unreadable."""
+        asked = {"normalize": str(normalize).lower()}
+        answer = self._send_images(f"/v1/models/{reference}/embed", images, asked)
+        return [item["embedding"] for item in answer["embeddings"]]
+
+    def similar(
+        self, reference: str, *images: Path | str | bytes, k: int = 5, dataset: str | None = None
+    ) -> list[list[Json]]:
+        """Return the nearest images of a data set for each image.
+
+        Args:
+            reference: `name`, `name@alias` or `name@version`.
+            images: Paths, or encoded images as bytes.
+            k: How many.
+            dataset: Whose images; None for those that the model learned from.
+        """
+        asked = {"k": k, "dataset": dataset}
+        answer = self._send_images(f"/v1/models/{reference}/similar", images, asked)
+        return [item["neighbours"] for item in answer["results"]]
+
+    def feedback(self, reference: str, image: Path | str | bytes, *labels: str) -> Json:
+        """Say what an image really shows; several labels only for models of several."""
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        said: Json = {"label": labels[0]} if len(labels) == 1 else {"labels": list(labels)}
+        body = {"inputs": [{"b64": base64.b64encode(data).decode(), **said}]}
+        answer = self._call("POST", f"/v1/models/{reference}/feedback", json=body)
+        return dict(answer["data"][0])
+
+    def apply_feedback(self, reference: str, *, retrain: bool = True) -> Json:
+        """Make a version of the data set with all feedback, and learn from it if asked."""
+        body = {"retrain": retrain}
+        return self._call("POST", f"/v1/models/{reference}/feedback/apply", json=body)
 
     def download_archive(self, name: str, version: int, destination: Path | str) -> Path:
         """Save an artifact as a zip file."""
-        path = Path(destination)
-        url = f"/v1/models/{name}/versions/{version}/archive"
-        with self._http.stream("GET", url) as answer:
-            if answer.status_code != 200:
-                answer.read()
-                raise _problem(answer)
-            with path.open("wb") as file:
-                for chunk in answer.iter_bytes(_CHUNK_BYTES):
-                    file.write(chunk)
-        return path
+        return self._save(f"/v1/models/{name}/versions/{version}/archive", destination)
+
+    def export(self, name: str, version: int, format: str = "onnx") -> Json:  # noqa: A002
+        """Export a version as `onnx` or `torch_export`; `wait_for_job` of its id waits for it."""
+        path = f"/v1/models/{name}/versions/{version}/exports"
+        return self._call("POST", path, json={"format": format})
+
+    def export_of(self, name: str, version: int, export_id: str) -> Json:
+        """Return an export."""
+        return self._call("GET", f"/v1/models/{name}/versions/{version}/exports/{export_id}")
+
+    def download_export(
+        self, name: str, version: int, export_id: str, destination: Path | str
+    ) -> Path:
+        """Save an export as a zip file."""
+        path = f"/v1/models/{name}/versions/{version}/exports/{export_id}/file"
+        return self._save(path, destination)
 
     def import_archive(self, name: str, archive: Path | str) -> Json:
         """Publish a downloaded artifact as the next version of a model."""
@@ -298,8 +321,7 @@ class Graft:
     def backbones(self, *, downloaded: bool | None = None) -> list[Json]:
         """Return the catalogue of backbones."""
         params = {} if downloaded is None else {"downloaded": str(downloaded).lower()}
-        page: list[Json] = self._call("GET", "/v1/backbones", params=params)["data"]
-        return page
+        return list(self._list("/v1/backbones", params))
 
     def download_weights(self, architecture: str, weights: str = "DEFAULT") -> Json:
         """Fetch weights in the background."""
@@ -313,57 +335,6 @@ class Graft:
         except httpx2.TransportError:
             return False
 
-    def _send(
-        self,
-        url: str,
-        path: Path,
-        report: Report | None,
-        idempotency_key: str | None,
-        params: dict[str, str] | None = None,
-    ) -> Json:
-        """Stream a file as the body of a POST; it may take as long as it takes."""
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(path.stat().st_size),
-        }
-        if idempotency_key is not None:
-            headers["Idempotency-Key"] = idempotency_key
-        content = _chunks(path, report)
-        return self._call(
-            "POST", url, params=params or {}, content=content, headers=headers, timeout=None
-        )
-
-    def _list(self, path: str, params: dict[str, str] | None = None) -> Iterator[Json]:
-        query = {"limit": "100", **(params or {})}
-        while True:
-            page = self._call("GET", path, params=query)
-            yield from page["data"]
-            if not page["has_more"]:
-                return
-            query["after"] = page["next"]
-
-    def _call(self, method: str, path: str, **options: Any) -> Json:  # noqa: ANN401
-        answer = self._http.request(method, path, **options)
-        if answer.status_code >= 400:
-            raise _problem(answer)
-        return dict(answer.json()) if answer.content else {}
-
-    def _stream(self, path: str, headers: dict[str, str]) -> Iterator[Json]:
-        with self._http.stream("GET", path, headers=headers, timeout=None) as answer:
-            if answer.status_code != 200:
-                answer.read()
-                raise _problem(answer)
-            event: Json = {}
-            for line in answer.iter_lines():
-                if not line and event:
-                    yield event
-                    event = {}
-                name, _, value = line.partition(": ")
-                if name in ("event", "id"):
-                    event[name] = value
-                elif name == "data":
-                    event["data"] = json.loads(value)
-
 
 def wait_until_ready(client: Graft, timeout_seconds: float = 120.0) -> None:
     """Return once the service can do everything.
@@ -376,21 +347,3 @@ def wait_until_ready(client: Graft, timeout_seconds: float = 120.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"the service is not ready after {timeout_seconds:.0f} seconds")
         time.sleep(0.1)
-
-
-def _chunks(path: Path, report: Report | None) -> Iterator[bytes]:
-    total_bytes, done_bytes = path.stat().st_size, 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
-            done_bytes += len(chunk)
-            if report is not None:
-                report(done_bytes, total_bytes)
-
-
-def _problem(answer: httpx2.Response) -> GraftProblem:
-    try:
-        body = answer.json()
-    except ValueError:
-        body = {"detail": answer.text[:200]}
-    return GraftProblem(answer.status_code, body)

@@ -3,7 +3,8 @@
 * RequestError                   the request is not what the call takes
   + JsonMalformed, MediaTypeUnsupported, BodyTooLarge, MultipartMalformed, ValidationFailed,
     NothingHere, AddressUnknown, NotReady, ModelUnavailable,
-    DatabaseUnavailable, JobFileInvalid
+    DatabaseUnavailable, JobFileInvalid, IndexMissing, IndexNotReady, UploadNotFound,
+    UploadEnded, UploadMismatch
 """
 
 from __future__ import annotations
@@ -138,4 +139,56 @@ class ModelUnavailable(RequestError):
     sentence = "model {name!r} version {version} cannot be served: {reason}"
     name: str
     version: int
+    reason: str
+
+
+@leaf
+class IndexMissing(RequestError):
+    """There are no images to search for similar ones."""
+
+    code = "index-missing"
+    sentence = (
+        "model {name!r} version {version} was imported without a data set; "
+        "name one with `?dataset=ds_...`"
+    )
+    name: str
+    version: int
+
+
+@leaf
+class IndexNotReady(RequestError):
+    """The images to search are still being looked at."""
+
+    code = "index-not-ready"
+    sentence = "{done} of {total} images have been looked at; ask again in some seconds"
+    done: int
+    total: int
+
+
+@leaf
+class UploadNotFound(RequestError):
+    """No upload in parts of that id: it never was, or nothing came for an hour."""
+
+    code = "upload-not-found"
+    sentence = "there is no upload {upload_id}; it may have expired, begin again"
+    upload_id: str
+
+
+@leaf
+class UploadEnded(RequestError):
+    """An upload in parts that was completed or cancelled takes no further call."""
+
+    code = "upload-ended"
+    sentence = "upload {upload_id} is {status}; begin a new one"
+    upload_id: str
+    status: str
+
+
+@leaf
+class UploadMismatch(RequestError):
+    """The parts of an upload are not the file that was announced."""
+
+    code = "upload-mismatch"
+    sentence = "upload {upload_id} is not the file that was announced: {reason}"
+    upload_id: str
     reason: str

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -15,8 +17,30 @@ from models_cache.errors import (
     from_wire,
 )
 
-_TIMEOUT = httpx2.Timeout(60.0, connect=2.0)  # seconds; a first load reads and checks weights
+_CONNECT_SECONDS = 2.0
+_GRACE_SECONDS = 5.0  # the process itself says that the time is over
 _HEALTH_TIMEOUT = httpx2.Timeout(2.0)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What images are, and what to say of them.
+
+    Args:
+        top_k: How many scores; None for all.
+        max_error: Error budget, between 0 and 1, if there is one.
+        features: Whether to return what the backbone makes of them, too.
+        logits: Whether to return what their scores are made of, in the order of the classes.
+        preprocessed: Whether they are tensors as the network takes them, not encoded.
+        timeout_seconds: How long the answer is waited for; None for as long as the client does.
+    """
+
+    top_k: int | None = None
+    max_error: float | None = None
+    features: bool = False
+    logits: bool = False
+    preprocessed: bool = False
+    timeout_seconds: float | None = None
 
 
 class InferenceClient:
@@ -24,9 +48,12 @@ class InferenceClient:
 
     Args:
         url: `unix:///path/of.sock` or `http://host:port`.
+        timeout_seconds: Longest that an answer is waited for; a first load reads and checks
+            weights.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
         limits = httpx2.Limits(max_connections=256, max_keepalive_connections=32)
         if url.startswith("unix://"):
             transport = httpx2.AsyncHTTPTransport(uds=url.removeprefix("unix://"), limits=limits)
@@ -35,29 +62,29 @@ class InferenceClient:
             transport = httpx2.AsyncHTTPTransport(limits=limits)
             base_url = url
         self._client = httpx2.AsyncClient(
-            transport=transport, base_url=base_url, timeout=_TIMEOUT, trust_env=False
+            transport=transport,
+            base_url=base_url,
+            timeout=httpx2.Timeout(timeout_seconds + _GRACE_SECONDS, connect=_CONNECT_SECONDS),
+            trust_env=False,
         )
 
     async def predict(
-        self,
-        artifact_digest: str,
-        images: Sequence[bytes],
-        top_k: int | None,
-        max_error: float | None = None,
+        self, artifact_digest: str, images: Sequence[bytes | memoryview], wanted: Wanted
     ) -> dict[str, Any]:
         """Return `{"predictions", "abstention", "timing"}`; an image may have an `error` instead.
 
         Args:
             artifact_digest: The model.
-            images: Encoded.
-            top_k: How many scores; None for all.
-            max_error: Error budget, between 0 and 1, if there is one.
+            images: Encoded, or float32 `[3, crop, crop]` each.
+            wanted: What to say of them.
 
         Raises:
             InferenceUnavailable: The process cannot be reached.
+            PredictTimedOut: The answer took too long.
             GraftError: What the process said went wrong.
         """
-        header = {"artifact": artifact_digest, "top_k": top_k, "max_error": max_error}
+        timeout_seconds = min(wanted.timeout_seconds or math.inf, self._timeout_seconds)
+        header = {"artifact": artifact_digest, **vars(wanted), "timeout_seconds": timeout_seconds}
         body = wire.encode(header, images)
         return await self._post("/predict", body)
 
@@ -72,6 +99,14 @@ class InferenceClient:
         except httpx2.TransportError:
             return None
         return dict(answer.json()) if answer.status_code == 200 else None
+
+    async def metrics(self) -> bytes | None:
+        """Return the process's page of metrics, or None if it does not answer."""
+        try:
+            answer = await self._client.get("/metrics", timeout=_HEALTH_TIMEOUT)
+        except httpx2.TransportError:
+            return None
+        return answer.content if answer.status_code == 200 else None
 
     async def close(self) -> None:
         """Close every connection."""

@@ -1,7 +1,8 @@
-"""What happens around every request: its id, its one log line, and who may call from a browser."""
+"""What happens around every request: its id, its log line, HEAD, and calls from a browser."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import re
@@ -12,7 +13,7 @@ from typing import Any
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
 
-from service.problems import problem_answer
+from service.problems import GONE_STATUS, error_answer
 
 log = logging.getLogger("graft.access")
 
@@ -21,10 +22,10 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Observe = Callable[[Scope, int, float], None]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_GONE_STATUS = 499  # as nginx calls a client that hung up
 
 
 class RequestLog:
@@ -32,10 +33,15 @@ class RequestLog:
 
     The outermost layer, so that the answer to a bug of ours has an id too. A client that hangs up
     while it sends is no error: one line, no traceback.
+
+    Args:
+        app: What handles requests.
+        observe: Told of every request: its scope, its status and its seconds.
     """
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: Application, observe: Observe) -> None:
         self._app = app
+        self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -45,7 +51,7 @@ class RequestLog:
         request_id = _given_id(scope) or uuids.uuid7().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
-        status = _GONE_STATUS
+        status = GONE_STATUS
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -64,9 +70,10 @@ class RequestLog:
         except ClientDisconnect:
             pass
         finally:
-            milliseconds = (time.perf_counter() - started) * 1e3
+            seconds = time.perf_counter() - started
             path = ascii(scope["path"][:200])[1:-1]
-            log.info("%s %s %d %.1fms %s", scope["method"], path, status, milliseconds, request_id)
+            log.info("%s %s %d %.1fms %s", scope["method"], path, status, seconds * 1e3, request_id)
+            self._observe(scope, status, seconds)
 
 
 class BrowserGuard:
@@ -91,7 +98,7 @@ class BrowserGuard:
         if reason is None:
             await self._app(scope, receive, send)
             return
-        answer = problem_answer(Request(scope), 403, "forbidden-origin", reason, [])
+        answer = error_answer(Request(scope), 403, "forbidden-origin", reason, [])
         await answer(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> str | None:
@@ -104,6 +111,40 @@ class BrowserGuard:
         if changes and origin is not None and origin.partition("://")[2] != host:
             return "a page of another origin may not change anything here"
         return None
+
+
+class HeadAsGet:
+    """Answers HEAD as GET would, without the body.
+
+    A stream of events ends with its headers: whoever makes it is told that the client is gone.
+    """
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        answered = asyncio.Event()
+        requests: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receiving() -> Message:
+            if requests:
+                return requests.pop()
+            await answered.wait()
+            return {"type": "http.disconnect"}
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                answered.set()
+
+        # Version 2.3 of the protocol: streams listen for the client's end
+        asgi = {**scope["asgi"], "spec_version": "2.3"}
+        await self._app({**scope, "method": "GET", "asgi": asgi}, receiving, sending)
 
 
 def _is_local(host: str) -> bool:

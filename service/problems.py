@@ -1,4 +1,6 @@
-"""Domain error to RFC 9457 answer: the one place that knows both an error and a status.
+"""Domain error to answer: the one place that knows both an error and a status.
+
+Answers are RFC 9457, and on the routes of other protocols in their form: `error_forms`.
 
 Anything that is not a `GraftError` is a bug of ours: the traceback goes to the log, the client
 gets a bare 500. Nothing that a client sent is echoed except through an error's own sentence.
@@ -16,15 +18,23 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from jobs import errors as jobs_errors
+from jobs import feedback_errors
 from jobs.datasets import errors as dataset_errors
+from jobs.exports import errors as exports_errors
 from models_cache import errors as cache_errors
-from models_cache import weights_errors
+from models_cache import export_errors, weights_errors
+from models_cache.asgi import ClientGone
 from models_cache.errors import GraftError
 from service import errors as request_errors
+from service.error_forms import Told, foreign_error
 
 log = logging.getLogger(__name__)
+
+GONE_STATUS = 499  # as nginx calls a client that hung up
 
 #: The nearest ancestor of an error's class decides; 500 means a bug or a broken data folder.
 STATUS: dict[type[GraftError], int] = {
@@ -35,7 +45,9 @@ STATUS: dict[type[GraftError], int] = {
     weights_errors.WeightsUnavailable: 503,
     cache_errors.ImageError: 422,
     cache_errors.ArtifactError: 422,
+    export_errors.ExportError: 422,
     cache_errors.InferenceError: 503,
+    cache_errors.PredictTimedOut: 504,
     cache_errors.PredictTooLarge: 413,
     cache_errors.WireMalformed: 500,
     jobs_errors.DatasetError: 422,
@@ -55,18 +67,27 @@ STATUS: dict[type[GraftError], int] = {
     jobs_errors.ModelNotFound: 404,
     jobs_errors.VersionNotFound: 404,
     jobs_errors.AliasConflict: 409,
+    exports_errors.ExportNotFound: 404,
+    exports_errors.ExportNotReady: 409,
     jobs_errors.VersionInUse: 409,
+    feedback_errors.FeedbackError: 409,
+    feedback_errors.FeedbackNotFound: 404,
     jobs_errors.IdempotencyError: 422,
     request_errors.RequestError: 400,
     request_errors.ValidationFailed: 422,
+    request_errors.IndexMissing: 422,
+    request_errors.IndexNotReady: 503,
     request_errors.MediaTypeUnsupported: 415,
     request_errors.BodyTooLarge: 413,
     request_errors.NothingHere: 404,
     request_errors.AddressUnknown: 404,
+    request_errors.UploadNotFound: 404,
     request_errors.NotReady: 503,
     request_errors.DatabaseUnavailable: 503,
     request_errors.ModelUnavailable: 503,
 }
+
+GONE_STATUS = 499  # as nginx calls a client that hung up
 
 _RETRY_AFTER_SECONDS = {503: "2", 507: "60"}
 _CODE_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "payload-too-large"}
@@ -78,7 +99,7 @@ def status_of(error: type[GraftError]) -> int:
 
 
 def install(app: FastAPI) -> None:
-    """Register the handlers; every error answer is `application/problem+json`."""
+    """Register the handlers of every error."""
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
 
@@ -89,7 +110,10 @@ def _ours(request: Request, error: Exception) -> JSONResponse:
     if status == 500:
         log.error("broken: %s", error, exc_info=error)
     faults = error.faults if isinstance(error, request_errors.ValidationFailed) else []
-    return problem_answer(request, status, error.code, str(error), faults)
+    answer = error_answer(request, status, error.code, str(error), faults)
+    if isinstance(error, cache_errors.InferenceOverloaded):
+        answer.headers["Retry-After"] = str(error.retry_after_seconds)
+    return answer
 
 
 def _validation(request: Request, error: Exception) -> JSONResponse:
@@ -100,7 +124,7 @@ def _validation(request: Request, error: Exception) -> JSONResponse:
 def _starlette(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _CODE_OF_STATUS.get(error.status_code, "malformed-request")
-    answer = problem_answer(request, error.status_code, code, str(error.detail), [])
+    answer = error_answer(request, error.status_code, code, str(error.detail), [])
     answer.headers.update(error.headers or {})
     return answer
 
@@ -123,24 +147,36 @@ def _database(request: Request, error: Exception) -> JSONResponse:
 def _bug(request: Request, error: Exception) -> JSONResponse:
     log.error("a bug: %r", error, exc_info=error)
     text = "something broke on our side; the log of the service says what"
-    return problem_answer(request, 500, "internal-error", text, [])
+    return error_answer(request, 500, "internal-error", text, [])
 
 
-_HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
+def _gone(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=GONE_STATUS)  # for the log: nobody reads it
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
     GraftError: _ours,
     RequestValidationError: _validation,
     HTTPException: _starlette,
     OSError: _disk,
     OperationalError: _database,
     PoolTimeout: _database,
+    ClientDisconnect: _gone,
+    ClientGone: _gone,
     Exception: _bug,
 }
 
 
-def problem_answer(
+def error_answer(
     request: Request, status: int, code: str, detail: str, faults: list[dict[str, str]]
 ) -> JSONResponse:
-    """Return an error as `application/problem+json`, whichever layer refuses the request."""
+    """Return an error in the form that its route promises, whichever layer refuses the request."""
+    headers = {}
+    if status in _RETRY_AFTER_SECONDS:
+        headers["Retry-After"] = _RETRY_AFTER_SECONDS[status]
+    foreign = foreign_error(request.url.path, Told(status, code, detail, faults))
+    if foreign is not None:
+        return JSONResponse(foreign[1], foreign[0], headers)
     body = {
         "type": f"/problems/{code}",
         "title": code.replace("-", " ").capitalize(),
@@ -151,7 +187,4 @@ def problem_answer(
         "errors": faults,
         "request_id": getattr(request.state, "request_id", None),
     }
-    headers = {}
-    if status in _RETRY_AFTER_SECONDS:
-        headers["Retry-After"] = _RETRY_AFTER_SECONDS[status]
     return JSONResponse(body, status, headers, media_type="application/problem+json")

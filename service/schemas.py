@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.services import MODEL_NAME_PATTERN
+from service.services import REFERENCE_PATTERN
 
 _Item = TypeVar("_Item")
 
@@ -32,7 +32,9 @@ class JobRequest(Request):
     recipe: str = Field("head", min_length=1, max_length=64)
     parameters: dict[str, Any] = Field(default_factory=dict, description="Overrides of the recipe.")
     model: str | None = Field(
-        None, pattern=MODEL_NAME_PATTERN, description="Default: from the data set's name."
+        None,
+        pattern=REFERENCE_PATTERN,
+        description="Default: from the data set's name. Only `batch_predict` takes `name@version`.",
     )
     promote: bool = Field(True, description="Whether the new version becomes alias `default`.")
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")
@@ -76,6 +78,34 @@ class PredictRequest(Request):
     """The JSON form of `POST /v1/models/{name}/predict`."""
 
     inputs: list[PredictInput] = Field(min_length=1, max_length=32)
+
+
+class FeedbackInput(Request):
+    """One image of a feedback request with what it shows."""
+
+    b64: str = Field(min_length=1, description="The encoded image in base64.")
+    label: str | None = Field(None, min_length=1, max_length=255)
+    labels: list[str] | None = Field(None, max_length=1000)
+
+
+class FeedbackRequest(Request):
+    """The JSON form of `POST /v1/models/{name}/feedback`."""
+
+    inputs: list[FeedbackInput] = Field(min_length=1, max_length=32)
+
+
+class ExportRequest(Request):
+    """`POST /v1/models/{name}/versions/{version}/exports`."""
+
+    format: Literal["onnx", "torch_export"]
+
+
+class ApplyFeedbackRequest(Request):
+    """`POST /v1/models/{name}/feedback/apply`."""
+
+    retrain: bool = Field(
+        True, description="Also queue a job like the one that made the model, on the new data."
+    )
 
 
 class Page(BaseModel, Generic[_Item]):
@@ -177,12 +207,86 @@ class ModelBody(BaseModel):
     created_at: datetime
 
 
+class Deleted(BaseModel):
+    """What was deleted."""
+
+    id: str
+    object: str
+    deleted: Literal[True] = True
+
+
 class AliasBody(BaseModel):
     """Where an alias points."""
 
     model: str
     alias: str
     version: int
+
+
+class ComparisonBody(BaseModel):
+    """How a candidate answered what another version was asked."""
+
+    version: int = Field(description="That answered.")
+    shadow: int = Field(description="The candidate.")
+    compared: int = Field(description="Images that both answered.")
+    agreed: int
+    agreement: float | None
+    mean_difference: float | None = Field(description="Of the score of the label answered.")
+    largest_difference: float
+    failed: int = Field(description="Images that the candidate gave no answer to.")
+    since: datetime
+    until: datetime
+
+
+class ShadowBody(BaseModel):
+    """What is known of a model's candidates."""
+
+    model: str
+    version: int | None = Field(description="Where alias `shadow` points.")
+    share: float
+    comparisons: list[ComparisonBody]
+
+
+class FeedbackBody(BaseModel):
+    """One image of which somebody said what it shows."""
+
+    id: str
+    object: Literal["feedback"] = "feedback"
+    model: str
+    version: int
+    image_sha256: str
+    labels: list[str]
+    predicted: dict[str, Any] = Field(description="What the version said of it.")
+    agreed: bool
+    dataset: str | None = Field(description="The version of a data set that has it.")
+    created_at: datetime
+
+
+class ApplyFeedbackBody(BaseModel):
+    """What feedback became."""
+
+    dataset: str
+    job: str | None
+    images: int
+
+
+class ExportBody(BaseModel):
+    """A version as a graph in a zip: made by the job of the same id."""
+
+    id: str
+    object: Literal["model.export"] = "model.export"
+    model: str
+    version: int
+    format: str
+    status: str
+    phase: str | None
+    file: dict[str, Any] | None = Field(description="`sha256` and `size` once it has succeeded.")
+    checked: dict[str, Any] | None = Field(
+        description="Largest differences to served probabilities, and of how many images."
+    )
+    error: dict[str, Any] | None
+    created_at: datetime
+    finished_at: datetime | None
 
 
 class FileBody(BaseModel):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,33 +15,19 @@ from fastapi import Depends, Header, Path, Query, Request
 from jobs.store.database import Database
 from models_cache.blobs import BlobStore
 from models_cache.catalogue import Catalogue
-from models_cache.errors import InferenceOverloaded
+from models_cache.room import Room
 from models_cache.weights import WeightsVault
+from service.engine_wishes import EngineWishes
 from service.errors import ValidationFailed
+from service.indexing import Indexer
 from service.inference_client import InferenceClient
+from service.manifests import RecentManifests
+from service.metrics import ServiceMetrics
 from service.settings import Settings
+from service.shadowing import Shadows
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-
-
-class Crowd:
-    """Bounds how many requests do something at once; one too many is refused, not queued.
-
-    Args:
-        limit: Most requests at once: each may hold its images in memory.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._inside = 0
-
-    async def __aenter__(self) -> None:
-        if self._inside >= self._limit:
-            raise InferenceOverloaded(self._inside, self._limit)
-        self._inside += 1
-
-    async def __aexit__(self, *_: object) -> None:
-        self._inside -= 1
+REFERENCE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}(@([a-z][a-z0-9._-]{0,62}|[1-9]\d{0,8}))?$"
 
 
 @dataclass(frozen=True)
@@ -49,10 +37,15 @@ class Services:
     settings: Settings
     database: Database
     blobs: BlobStore
+    manifests: RecentManifests
     catalogue: Catalogue
     vault: WeightsVault
     inference: InferenceClient
-    predicting: Crowd
+    predicting: Room
+    indexer: Indexer
+    shadows: Shadows
+    engine_wishes: EngineWishes
+    metrics: ServiceMetrics
 
 
 def _services(request: Request) -> Services:
@@ -84,6 +77,12 @@ IdempotencyKey = Annotated[
 def new_id(prefix: str) -> str:
     """Return a new id such as `job_0192...`; ids sort by the time they were made."""
     return f"{prefix}_{uuids.uuid7().hex}"
+
+
+def remove_run_folders(services: Services, job_ids: Iterable[str]) -> None:
+    """Remove what jobs that are deleted left on disk: logs, figures, progress."""
+    for job_id in job_ids:
+        shutil.rmtree(services.settings.data_dir / "runs" / job_id, ignore_errors=True)
 
 
 def checked_name(name: str, pointer: str) -> str:

@@ -65,6 +65,18 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         4 << 30, ge=64 << 20, description="Bound of loaded models in memory, in bytes."
     )
+    predict_timeout_seconds: float = Field(
+        60.0, gt=0, le=3600, description="Longest wait for a prediction, with a first load."
+    )
+    max_batch_images: int = Field(
+        0, ge=0, le=1024, description="Most images of a forward pass; 0: what is fastest."
+    )
+    max_queued_images: int = Field(
+        512, ge=32, le=65_536, description="Most images accepted and not yet answered."
+    )
+    shadow_fraction: float = Field(
+        0.1, ge=0, le=1, description="Share of a model's predictions that alias `shadow` gets too."
+    )
     disk_cache_bytes: int = Field(
         20 << 30, ge=0, description="Bound of decoded pixels and features on disk, in bytes."
     )
@@ -72,6 +84,9 @@ class Settings(BaseSettings):
         2 << 30, ge=1024, description="Largest data set archive, in bytes."
     )
     max_image_pixels: int = Field(40_000_000, ge=1024, description="Largest image, in pixels.")
+    idempotency_seconds: float = Field(
+        86_400.0, ge=1, description="For so long a request with the same key is made only once."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line that is logged."
     )
@@ -141,8 +156,8 @@ class Settings(BaseSettings):
             decoders=min(_MOST_DECODERS, available_cores()),
         )
 
-    def machine(self, code_version: str, gpus: int) -> Machine:
-        """Return what attempts on this machine, which has so many GPUs, share."""
+    def machine(self, code_version: str, gpus: tuple[str, ...]) -> Machine:
+        """Return what attempts on this machine, which has these GPUs, share."""
         return Machine(
             data_folder=self.data_dir,
             weights_sources=self.weights_sources,
@@ -164,6 +179,7 @@ class Settings(BaseSettings):
             heartbeat_seconds=min(10.0, self.lease_seconds / 4.5),
             stall_seconds=self.stall_seconds,
             disk_cache_bytes=self.disk_cache_bytes,
+            idempotency_seconds=self.idempotency_seconds,
         )
 
 
@@ -172,12 +188,20 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def visible_devices() -> str | None:
+    """Return which GPUs CUDA may use, as whoever started us says; None for all."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 def child_environment(settings: Settings) -> dict[str, str]:
     """Return the environment of a process that Graft starts: ours with the settings pinned.
 
-    Pinned, so that a `.env` file or a folder-relative default means the same in every process.
+    Pinned, so that a `.env` file or a folder-relative default means the same in every process. GPUs
+    are counted as the driver counts them: else CUDA puts the fastest first, and `cuda:1` would be
+    another card than the one whose memory is asked for.
     """
     return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         **os.environ,
         "GRAFT_DATA_DIR": str(settings.data_dir),
         "GRAFT_DATABASE_URL": settings.resolved_database_url,

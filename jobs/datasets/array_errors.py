@@ -2,7 +2,8 @@
 
 * ArrayError                     the file is hostile, or holds other arrays than needed
     + ArrayMissing, ArrayNotPlain, ArrayTypeUnsupported, ArrayFilterUnsupported, ArrayTooLarge,
-      ArrayLengthMismatch, ArrayValuesInvalid, Hdf5Unavailable
+      ArrayLengthMismatch, ArrayNamesMismatch, ArrayValuesInvalid, ArrayCellsInvalid,
+      Hdf5Unavailable
 """
 
 from __future__ import annotations
@@ -91,6 +92,33 @@ class ArrayValuesInvalid(ArrayError):
     total: int
     reason: str
     items: list[int]
+
+
+@leaf
+class ArrayNamesMismatch(ArrayError):
+    """There are more or fewer class names than columns of labels."""
+
+    code = "array-names-mismatch"
+    sentence = "{name!r} has {count} items and {labels!r} {columns} columns; name each column once"
+    name: str
+    count: int
+    labels: str
+    columns: int
+
+
+@leaf
+class ArrayCellsInvalid(ArrayError):
+    """Labels with a column for each class hold something else than 0 and 1."""
+
+    code = "array-cells-invalid"
+    sentence = (
+        "{count} of the {total} cells of {name!r} are neither 0 nor 1; write 1 where the image has "
+        "the label of the column; the first, as [row, column, value], are {cells}"
+    )
+    name: str
+    count: int
+    total: int
+    cells: list[list[int]]
 
 
 @leaf

@@ -36,6 +36,7 @@ from jobs.datasets.array_rules import (
     check_count,
     column_of,
     described,
+    label_columns_of,
     picture_shape,
     require,
 )
@@ -96,7 +97,8 @@ def open_hdf5(path: Path, limits: IngestLimits, _scratch: Path) -> Iterator[Arra
             for name, dataset in found.items()
         }
         others = [name for name in members if name not in ARRAY_NAMES]
-        yield ArrayFile(images.shape[0], columns, others, lambda: pictures)
+        label_columns = label_columns_of(found[LABELS].shape)
+        yield ArrayFile(images.shape[0], columns, label_columns, others, lambda: pictures)
 
 
 def _library() -> ModuleType:

@@ -52,7 +52,13 @@ def open_hdf5_apart(path: Path, limits: IngestLimits, _scratch: Path) -> Iterato
         answers = _Answers(process, process.stdout, limits.array_cpu_seconds)
         facts = answers.read()
         pictures = answers.pictures(facts["count"])
-        yield ArrayFile(facts["count"], facts["columns"], facts["others"], lambda: pictures)
+        yield ArrayFile(
+            facts["count"],
+            facts["columns"],
+            facts["label_columns"],
+            facts["others"],
+            lambda: pictures,
+        )
     finally:
         process.kill()
         process.wait()
@@ -129,8 +135,13 @@ def main(argument: str) -> None:
         allow_cpu(limits.array_cpu_seconds)
         path = Path(spec["path"])
         with open_hdf5(path, limits, path) as arrays:
-            facts = {"count": arrays.count, "columns": dict(arrays.columns)}
-            _answer(answers, {**facts, "others": list(arrays.others)})
+            facts = {
+                "count": arrays.count,
+                "columns": dict(arrays.columns),
+                "label_columns": arrays.label_columns,
+                "others": list(arrays.others),
+            }
+            _answer(answers, facts)
             allow_cpu(limits.array_cpu_seconds)
             for picture in arrays.pictures():
                 _send(answers, picture)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from jobs.datasets.array_rules import (
     Pixels,
     check_column,
     column_of,
+    label_columns_of,
     picture_shape,
     require,
 )
@@ -74,15 +75,17 @@ def open_npz(path: Path, limits: IngestLimits, scratch: Path) -> Iterator[ArrayF
             require(name, list(entries))
         images = _Array.of(file, entries[IMAGES])
         shape = picture_shape(images.shape, images.dtype, limits)
-        columns = {
-            name: _column(_Array.of(file, entries[name]), name, limits)
+        arrays = {
+            name: _Array.of(file, entries[name])
             for name in ARRAY_NAMES
             if name != IMAGES and name in entries
         }
+        columns = {name: _column(array, name, limits) for name, array in arrays.items()}
         others = [entry.name for name, entry in entries.items() if name not in ARRAY_NAMES]
         yield ArrayFile(
             images.shape[0],
             columns,
+            label_columns_of(arrays[LABELS].shape),
             others,
             lambda: _fortran(images, shape, scratch) if images.fortran else _rows(images, shape),
         )
@@ -158,7 +161,8 @@ def _column(array: _Array, name: str, limits: IngestLimits) -> Column:
     content = array.content()
     data = content.read(math.prod(array.shape) * array.dtype.itemsize)
     content.read(1)
-    values: NDArray[Any] = np.ndarray(array.shape, array.dtype, data)
+    order: Literal["F", "C"] = "F" if array.fortran else "C"
+    values: NDArray[Any] = np.ndarray(array.shape, array.dtype, data, order=order)
     return column_of(name, values)
 
 

@@ -68,6 +68,7 @@ def unpack_arrays(
         for name in arrays.others:
             report.ignored(name, "not-an-image")
         labels = labels_of(arrays)
+        unpacked.several = arrays.label_columns is not None
         digits = len(str(arrays.count - 1))
         for number, picture in enumerate(arrays.pictures()):
             data = picture if isinstance(picture, bytes) else _png(picture)

@@ -58,6 +58,7 @@ _OF_FEATURES = {
     "similar-across-splits": Kind(WARNING, "put crops and mirror images into one split"),
     "similar-images": Kind(INFO, "leave copies out where they outnumber other images"),
     "outliers": Kind(INFO, "leave out what shows none of the classes"),
+    "not-compared": Kind(INFO, "to look for them, run a job on a part of the images"),
 }
 KINDS: Mapping[str, Kind] = {**_OF_PIXELS, **_OF_FEATURES}
 
@@ -129,3 +130,8 @@ def named(texts: Sequence[str]) -> str:
     shown = ", ".join(printable(text) for text in texts[:_MAX_NAMED])
     more = len(texts) - _MAX_NAMED
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def paths_of(images: Sequence[ImageEntry]) -> str:
+    """Return the paths of the first few of some images, and how many more there are."""
+    return named([image.path for image in images])

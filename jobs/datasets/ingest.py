@@ -20,11 +20,12 @@ from jobs.datasets.appearance import Appearance, appearance_of
 from jobs.datasets.array_unpack import array_reader, unpack_arrays
 from jobs.datasets.checking import Checker
 from jobs.datasets.confine import limit_ingest
+from jobs.datasets.corrections import corrected
 from jobs.datasets.decoding import DecoderPool
 from jobs.datasets.errors import ClassWithoutImages, EmptyDataset, printable
 from jobs.datasets.ingest_spec import IngestSpec
-from jobs.datasets.labelling import label_images
-from jobs.datasets.manifest import TRAIN, VAL, LabelledImage, Manifest, build_manifest
+from jobs.datasets.labelling import label_images, unlabelled_images
+from jobs.datasets.manifest import TRAIN, UNLABELLED, VAL, LabelledImage, Manifest, build_manifest
 from jobs.datasets.near_duplicates import near_duplicates
 from jobs.datasets.report import Report
 from jobs.datasets.split import draw_val
@@ -110,11 +111,16 @@ class Ingest:
         spool = PixelSpool(self._scratch / "pixels", spec.limits.max_pixels_bytes)
         with DecoderPool(spec.decode_plan()) as decoders:
             unpacked = self._unpack()
-            images = label_images(unpacked, kept, spec.limits, report)
+            if spec.unlabelled or (parent is not None and parent.task == UNLABELLED):
+                images = unlabelled_images(unpacked)
+            else:
+                images = label_images(unpacked, kept, spec.limits, report)
             classes = {name for image in (*kept, *images) for name in image.names}
             checker = Checker(decoders, spool, self._progress)
             checker.decode({image.sha256: unpacked.images[image.path].path for image in images})
             images = checker.usable(images, spec.limits.max_unreadable_fraction, report)
+            if spec.corrections:
+                images, kept = corrected(images, kept)
             if parent is not None and parent_pixels is None:
                 self._decode_again(parent, checker)
         faults.reach("ingest.after_decode")
@@ -123,7 +129,8 @@ class Ingest:
         seen = _appearances([*kept, *images], checker, parent, parent_pixels)
         hashes = list(seen)
         groups = [[hashes[i] for i in group] for group in near_duplicates(list(seen.values()))]
-        images = self._with_splits(images, kept, groups)
+        if classes:  # without labels nothing is held out
+            images = self._with_splits(images, kept, groups)
         order = parent.classes if parent else ()
         manifest = self._manifest([*kept, *images], classes, order)
         self._examine(manifest, seen, checker, groups)

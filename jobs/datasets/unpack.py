@@ -41,12 +41,14 @@ class Unpacked:
         metadata: Files that may say labels; by name.
         files: How many files there were at all.
         labels: By name, where the upload itself says them; None: names and metadata do.
+        several: Whether such a label is any number of them, joined by `|`.
     """
 
     images: dict[str, UnpackedFile] = field(default_factory=dict)
     metadata: dict[str, UnpackedFile] = field(default_factory=dict)
     files: int = 0
     labels: dict[str, Label] | None = None
+    several: bool = False
 
 
 def unpack(

@@ -56,29 +56,53 @@ def reliability(logs: Floats, targets: Ints) -> Reliability:
     Source:
         ECE: Naeini et al. 2015, AAAI 29; Guo et al. 2017, arXiv:1706.04599, equation 3.
     """
-    count = len(targets)
-    confidence = np.exp(logs.max(axis=1))
     right = logs.argmax(axis=1) == targets
+    nll = float(-logs[np.arange(len(targets)), targets].mean())
+    return _binned(np.exp(logs.max(axis=1)), right, nll)
+
+
+def label_reliability(logs: Floats, truth: Ints) -> Reliability:
+    """Measure calibration of labels: how many of those with a score of p are there.
+
+    Not the confidence of the likelier answer: most labels are absent, and absence is easily right.
+
+    Args:
+        logs: Log-probabilities of absence and presence, `[M, 2]`.
+        truth: 1 where the label is there, `[M]`.
+
+    Returns:
+        In each bin `confidence` is the mean score, `accuracy` the fraction that has the label.
+    """
+    nll = float(-logs[np.arange(len(truth)), truth].mean())
+    return _binned(np.exp(logs[:, 1]), truth == 1, nll)
+
+
+def as_pairs(logits: Floats) -> Floats:
+    """Return logits of labels `[N, C]` as choices between absence and presence, `[N * C, 2]`.
+
+    A sigmoid is a softmax whose other logit is 0: what holds for two classes holds for a label.
+    """
+    flat = logits.reshape(-1)
+    return np.stack([np.zeros_like(flat), flat], axis=1)
+
+
+def _binned(confidence: Floats, right: NDArray[np.bool_], nll: float) -> Reliability:
     # A bin is (from, to]; rounding may put a confidence of 1 just above it
     bin_of = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    images = np.bincount(bin_of, minlength=BINS)
+    count = np.bincount(bin_of, minlength=BINS)
     confidences = np.bincount(bin_of, weights=confidence, minlength=BINS)
     rights = np.bincount(bin_of, weights=right, minlength=BINS)
     bins = tuple(
         {
             "from": i / BINS,
             "to": (i + 1) / BINS,
-            "images": int(images[i]),
-            "confidence": float(confidences[i] / images[i]) if images[i] else None,
-            "accuracy": float(rights[i] / images[i]) if images[i] else None,
+            "images": int(count[i]),
+            "confidence": float(confidences[i] / count[i]) if count[i] else None,
+            "accuracy": float(rights[i] / count[i]) if count[i] else None,
         }
         for i in range(BINS)
     )
-    return Reliability(
-        nll=float(-logs[np.arange(count), targets].mean()),
-        ece=float(np.abs(confidences - rights).sum() / count),
-        bins=bins,
-    )
+    return Reliability(nll, float(np.abs(confidences - rights).sum() / len(confidence)), bins)
 
 
 def fit_temperature(logits: Floats, targets: Ints) -> float:

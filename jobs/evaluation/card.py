@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.evaluation.card_confidence import confidence
 from jobs.evaluation.card_labels import label_figures, label_limits, label_summary
 from jobs.evaluation.markdown import plain, table
 from models_cache.artifacts import MULTILABEL, ArtifactFacts
-from models_cache.novelty import FALSE_ALARMS
 from models_cache.plain_torch import loading_code
 
 _MOST_ROWS = 50  # of a table; the rest is in `evaluation.json`
@@ -21,6 +21,14 @@ _PLOT_WORDS = {
     "roc.svg": "ROC curve",
     "precision-recall.svg": "Precision and recall",
 }
+
+
+_CLASS_ERRORS = "An error is a wrong label."
+_LABEL_ERRORS = (
+    "An answer is the whole set of labels, an error a set in which one is missing or too many; "
+    "the confidence in a set is the product of what speaks for each of its labels and against "
+    "all others."
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ def model_card(
             label_summary(facts, evaluation),
             _data(data, facts.classes, "all labels"),
             label_figures(evaluation),
+            _pictures(plots),
+            confidence(evaluation, "sigmoid", _LABEL_ERRORS),
             label_limits(evaluation),
         ]
     else:
@@ -62,8 +72,8 @@ def model_card(
             _summary(facts, evaluation),
             _data(data, facts.classes, "all"),
             _figures(evaluation),
-            "\n\n".join(f"![{_PLOT_WORDS[name]}]({name})" for name in plots),
-            _confidence(evaluation),
+            _pictures(plots),
+            confidence(evaluation, "softmax", _CLASS_ERRORS),
             _limits(evaluation),
         ]
     sections += [
@@ -72,6 +82,10 @@ def model_card(
         _loading(facts),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _pictures(plots: Sequence[str]) -> str:
+    return "\n\n".join(f"![{_PLOT_WORDS[name]}]({name})" for name in plots)
 
 
 def _summary(facts: ArtifactFacts, evaluation: Mapping[str, Any]) -> str:
@@ -146,49 +160,6 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
     return (
         f"## Figures on `{evaluation['split']}`\n\n{overall}\n\n{per_class}\n\n"
         f"Most confident errors:\n\n{errors}\n\nAll figures: `evaluation.json`."
-    )
-
-
-def _confidence(evaluation: Mapping[str, Any]) -> str:
-    calibration, budgets = evaluation["calibration"], evaluation["abstention"]
-    if budgets is None:
-        return "## Confidence\n\nNo image was held out: scores are not calibrated."
-    rows = []
-    for row in budgets:
-        if row["threshold"] is None:
-            rows.append([f"{row['max_error']:.0%}", "cannot be promised", "", "", ""])
-            continue
-        measured = row["measured"]
-        found = f"{measured['errors']} of {measured['answered']}" if measured else "not measured"
-        rows.append(
-            [
-                f"{row['max_error']:.0%}", f"{row['threshold']:.4f}", f"{row['coverage']:.0%}",
-                f"{row['error_bound']:.1%}", found,
-            ]
-        )  # fmt: skip
-    head = ["error budget", "answer above", "coverage", "error at most", "errors measured"]
-    crossed = " (after: cross-fitted)" if calibration["cross_fitted"] else ""
-    alarms = evaluation["out_of_distribution"]
-    return f"""## Confidence
-
-Scores are softmax(logits / {calibration["temperature"]:.4f}); the temperature is fitted on \
-{calibration["images"]} images (`{calibration["fitted_on"]}`). Expected calibration error \
-{calibration["before"]["ece"]:.4f} before, {calibration["after"]["ece"]:.4f} after{crossed}.
-
-{table(head, rows)}
-
-The bounds hold together with 95 % certainty, for images like those that they were taken from. \
-{_alarms(alarms)}"""
-
-
-def _alarms(alarms: Mapping[str, Any] | None) -> str:
-    if alarms is None:
-        return "There were too few images to tell unknown kinds of images from known ones."
-    measured = alarms["measured"]
-    found = "" if measured is None else f" ({measured:.1%} of the images reported here)"
-    return (
-        "Images unlike the known ones are called out of distribution; at most "
-        f"{FALSE_ALARMS:.0%} of images like the known ones are{found}."
     )
 
 

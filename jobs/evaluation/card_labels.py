@@ -30,13 +30,20 @@ def label_figures(evaluation: Mapping[str, Any]) -> str:
     """Return the figures over all labels, and of each."""
     names = ("mean_average_precision", "micro_f1", "macro_f1", "exact_match", "loss")
     overall = [[name.replace("_", " "), f"{evaluation[name]:.4f}"] for name in names]
+    overall.append(
+        ["expected calibration error", f"{evaluation['calibration']['after']['ece']:.4f}"]
+    )
     rows = []
     for row in evaluation["per_class"][:_MOST_ROWS]:
-        precision = row["average_precision"]
+        ranked = [row[name] for name in ("average_precision", "roc_auc")]
+        found = ["not measured" if figure is None else f"{figure:.3f}" for figure in ranked]
         shown = [f"{row[name]:.3f}" for name in ("threshold", "precision", "recall", "f1")]
-        found = "not measured" if precision is None else f"{precision:.3f}"
-        rows.append([row["class"], found, *shown, str(row["support"])])
-    head = ["label", "average precision", "threshold", "precision", "recall", "F1", "images"]
+        errors = [f"{row['calibration'][when]['ece']:.3f}" for when in ("before", "after")]
+        rows.append([row["class"], *found, *shown, *errors, str(row["support"])])
+    head = [
+        "label", "average precision", "area under ROC", "threshold", "precision", "recall", "F1",
+        "ECE before", "ECE after", "images",
+    ]  # fmt: skip
     return (
         f"## Figures on `{evaluation['split']}`\n\n{table(['figure', 'value'], overall)}\n\n"
         f"{table(head, rows)}\n\nThresholds were chosen on `{evaluation['thresholds_from']}`, for "
@@ -47,7 +54,10 @@ def label_figures(evaluation: Mapping[str, Any]) -> str:
 def label_limits(evaluation: Mapping[str, Any]) -> str:
     """Return what the figures do not say."""
     lines = [
-        "Scores are sigmoids, not calibrated; they do not add up to 1.",
+        "Each label is judged by itself: scores do not add up to 1. An image without any of the "
+        "labels has none; watch `out_of_distribution` and state an error budget (`max_error`).",
+        "One temperature calibrates all labels together; the expected calibration error of a "
+        "single one is the larger for the few images that it is measured on.",
         "Figures hold for images taken like those of the data set, not for other cameras, places "
         "or times.",
     ]

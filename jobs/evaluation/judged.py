@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.evaluation.calibrating import (
+    Reliability,
     cross_fitted,
     fit_temperature,
     log_probabilities,
@@ -19,7 +20,7 @@ from jobs.evaluation.calibrating import (
 )
 from jobs.evaluation.selective import CERTAINTY, levels
 from models_cache.calibration import Calibration
-from models_cache.novelty import FALSE_ALARMS, Familiarity, fit_familiarity
+from models_cache.novelty import FALSE_ALARMS, Familiarity, fit_familiarity, judge
 
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2)  # error budgets whose outcome an evaluation shows
 
@@ -31,7 +32,7 @@ class JudgedImages:
     Args:
         split: Which images these are.
         ids: Dataset's ids of the N images.
-        targets: int64 `[N]`.
+        targets: int64 `[N]`; with several labels float32 `[N, C]`, 0 or 1.
         logits: float32 `[N, C]`.
         features: float32 `[N, D]`, the input of the head.
         folds: int64 `[N]`; copies of an image are in one fold.
@@ -76,7 +77,7 @@ class Basis:
 
     @classmethod
     def of(cls, images: JudgedImages) -> Basis:
-        """Fit everything that serving needs to know."""
+        """Fit everything that serving needs to know of a model with one label per image."""
         temperature = fit_temperature(images.logits64, images.targets64)
         logs = log_probabilities(images.logits64 / temperature)
         calibration = Calibration(
@@ -88,26 +89,61 @@ class Basis:
         )
         return cls(images, calibration, fit_familiarity(images.features, images.folds))
 
+    def is_of(self, reported: JudgedImages) -> bool:
+        """Tell whether it was learned from the very images that are reported."""
+        return self.images.split == reported.split
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model says of N images, whole: `confidence` float64 `[N]`, and `right` bool `[N]`."""
+
+    confidence: NDArray[np.float64]
+    right: NDArray[np.bool_]
+
 
 def honesty(reported: JudgedImages, basis: Basis | None) -> dict[str, Any]:
     """Return the parts of an evaluation about confidence, JSON-ready.
 
     Args:
         reported: The images that the evaluation is about.
-        basis: What the model answers with; where it was learned from the same images, figures
-            after calibration are cross-fitted, and what thresholds and alarms do is not shown:
-            it would only repeat what they were chosen by.
+        basis: What the model answers with.
     """
     before = reliability(log_probabilities(reported.logits64), reported.targets64)
     if basis is None:
-        shown = {"temperature": 1.0, "fitted_on": None, "images": 0, "cross_fitted": False}
-        calibration = {**shown, "before": before.as_json(), "after": before.as_json()}
-        return {"calibration": calibration, "abstention": None, "out_of_distribution": None}
-    own = basis.images.split == reported.split
+        return nothing_honest(before)
     logs = reported.log_scores(basis.calibration)
     fitted = logs
-    if own:
+    if basis.is_of(reported):
         fitted = cross_fitted(reported.logits64, reported.targets64, reported.folds.numpy())
+    after = reliability(fitted, reported.targets64)
+    answers = Answers(np.exp(logs.max(axis=1)), logs.argmax(axis=1) == reported.targets64)
+    return shown_honesty(reported, basis, (before, after), answers)
+
+
+def nothing_honest(before: Reliability) -> dict[str, Any]:
+    """Return what can be said of confidence where no image was held out."""
+    shown = {"temperature": 1.0, "fitted_on": None, "images": 0, "cross_fitted": False}
+    calibration = {**shown, "before": before.as_json(), "after": before.as_json()}
+    return {"calibration": calibration, "abstention": None, "out_of_distribution": None}
+
+
+def shown_honesty(
+    reported: JudgedImages,
+    basis: Basis,
+    calibrated: tuple[Reliability, Reliability],
+    answers: Answers,
+) -> dict[str, Any]:
+    """Return what can be said of confidence, JSON-ready.
+
+    Args:
+        reported: The images that the evaluation is about.
+        basis: What the model answers with; where it was learned from the same images, what
+            thresholds and alarms do is not shown: it would only repeat what they were chosen by.
+        calibrated: Without and with the temperature; the latter cross-fitted on the same images.
+        answers: What is compared with error budgets.
+    """
+    own, (before, after) = basis.is_of(reported), calibrated
     return {
         "calibration": {
             "temperature": basis.calibration.temperature,
@@ -115,21 +151,16 @@ def honesty(reported: JudgedImages, basis: Basis | None) -> dict[str, Any]:
             "images": basis.calibration.images,
             "cross_fitted": own,
             "before": before.as_json(),
-            "after": reliability(fitted, reported.targets64).as_json(),
+            "after": after.as_json(),
         },
         "abstention": [
-            _budget(budget, basis.calibration, None if own else (logs, reported.targets64))
-            for budget in BUDGETS
+            _budget(budget, basis.calibration, None if own else answers) for budget in BUDGETS
         ],
         "out_of_distribution": _alarms(reported, basis.familiarity, own),
     }
 
 
-def _budget(
-    max_error: float,
-    calibration: Calibration,
-    measured: tuple[NDArray[np.float64], NDArray[np.int64]] | None,
-) -> dict[str, Any]:
+def _budget(max_error: float, calibration: Calibration, measured: Answers | None) -> dict[str, Any]:
     """Return what an error budget costs, and what was measured of it on other images."""
     level = calibration.level_for(max_error)
     row: dict[str, Any] = {"max_error": max_error, "threshold": level and level.threshold}
@@ -137,11 +168,9 @@ def _budget(
     row["error_bound"] = level and level.error_bound
     if level is None or measured is None:
         return {**row, "measured": None}
-    logs, targets = measured
-    answered = np.exp(logs.max(axis=1)) > level.threshold
-    errors = int((logs.argmax(axis=1) != targets)[answered].sum())
-    count = int(answered.sum())
-    found = {"images": len(targets), "answered": count, "errors": errors}
+    answered = measured.confidence > level.threshold
+    errors, count = int((~measured.right)[answered].sum()), int(answered.sum())
+    found = {"images": len(answered), "answered": count, "errors": errors}
     return {**row, "measured": {**found, "error": errors / count if count else None}}
 
 
@@ -152,6 +181,7 @@ def _alarms(
         return None
     flagged = None
     if not own:
-        flagged = float(familiarity.judge(reported.features)[1].double().mean())
+        each = [familiarity] * len(reported.features)
+        flagged = float(judge(each, reported.features.numpy())[1].mean())
     known = len(familiarity.novelties)
     return {"known_images": known, "false_alarms_at_most": FALSE_ALARMS, "measured": flagged}

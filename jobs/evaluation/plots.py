@@ -20,13 +20,13 @@ def plots(evaluation: dict[str, Any], calibration: Calibration | None) -> dict[s
     """Return the plots that an evaluation has figures for, by file name.
 
     Args:
-        evaluation: As `Classification.evaluation` returns it.
+        evaluation: As a task's `evaluation` returns it.
         calibration: What the model answers with, if anything.
     """
-    found = {
-        "confusion.svg": _confusion(evaluation),
-        "reliability.svg": _reliability(evaluation["calibration"]),
-    }
+    found = {}
+    if "confusion" in evaluation:
+        found["confusion.svg"] = _confusion(evaluation)
+    found["reliability.svg"] = _reliability(evaluation)
     if calibration is not None and calibration.levels:
         found["risk-coverage.svg"] = _risk_coverage(calibration)
     if evaluation["roc"]:
@@ -76,14 +76,17 @@ def _most_confused(matrix: Sequence[Sequence[int]]) -> list[int]:
     return sorted(sorted(range(count), key=lambda i: (-errors[i], i))[:_MOST_CLASSES])
 
 
-def _reliability(figures: dict[str, Any]) -> Drawing:
+def _reliability(evaluation: dict[str, Any]) -> Drawing:
+    figures = evaluation["calibration"]
+    # Labels are judged one by one: their score against how many of the images have them
+    names = ("confidence", "accuracy") if "confusion" in evaluation else ("score", "label is there")
     width = 2 * (_LEFT_PX + _SIDE_PX) + _GAP_PX
     drawing = Drawing(width, _TOP_PX + _SIDE_PX + 56, "Reliability before and after calibration")
     for number, (name, colour) in enumerate((("before", ORANGE), ("after", BLUE))):
         left = _LEFT_PX + number * (_LEFT_PX + _SIDE_PX)
         part = figures[name]
         words = f"{name} calibration: ECE {part['ece']:.3f}, NLL {part['nll']:.3f}"
-        at = _axes(drawing, left, words, ("confidence", "accuracy"))
+        at = _axes(drawing, left, words, names)
         most = max((row["images"] for row in part["bins"]), default=1) or 1
         for row in part["bins"]:
             if row["images"]:
@@ -121,7 +124,7 @@ def _risk_coverage(calibration: Calibration) -> Drawing:
 
 def _roc(evaluation: dict[str, Any]) -> Drawing:
     roc = evaluation["roc"]
-    words = f"ROC of {_short(evaluation['positive_class'])}: AUC {roc['auc']:.3f}"
+    words = f"ROC of {_positive(evaluation)}: AUC {roc['auc']:.3f}"
     drawing, at = _single(words, ("false positive rate", "true positive rate"))
     drawing.line(at(0, 0), at(1, 1), dashed=True)
     drawing.curve([at(x, y) for x, y in roc["points"]], BLUE)
@@ -131,10 +134,15 @@ def _roc(evaluation: dict[str, Any]) -> Drawing:
 def _precision_recall(evaluation: dict[str, Any]) -> Drawing:
     figures = evaluation["precision_recall"]
     average = figures["average_precision"]
-    words = f"{_short(evaluation['positive_class'])}: average precision {average:.3f}"
+    words = f"{_positive(evaluation)}: average precision {average:.3f}"
     drawing, at = _single(words, ("recall", "precision"))
     drawing.curve([at(x, y) for x, y in figures["points"]], BLUE)
     return drawing
+
+
+def _positive(evaluation: dict[str, Any]) -> str:
+    """Return what the curves are of: the second of two classes, or all labels taken together."""
+    return _short(evaluation["positive_class"]) if "confusion" in evaluation else "all labels"
 
 
 def _single(words: str, names: tuple[str, str]) -> tuple[Drawing, Callable[[float, float], Point]]:

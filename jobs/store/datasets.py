@@ -110,6 +110,23 @@ def newest_of_name(
     return None if row is None else _dataset(row)
 
 
+def newest_child(
+    connection: Connection, dataset_id: str, project: str = DEFAULT_PROJECT
+) -> Dataset | None:
+    """Return the newest version made of a dataset's images and more, or None."""
+    row = connection.execute(
+        select(datasets)
+        .where(
+            datasets.c.parent == dataset_id,
+            datasets.c.project == project,
+            datasets.c.status != "rejected",
+        )
+        .order_by(datasets.c.version.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else _dataset(row)
+
+
 def page(
     connection: Connection, limit: int, after: str | None, project: str = DEFAULT_PROJECT
 ) -> list[Dataset]:

@@ -56,6 +56,28 @@ def page(connection: Connection, job_id: str, after_seq: int, limit: int) -> lis
     return [Event(**row._mapping) for row in rows]
 
 
+def page_backwards(
+    connection: Connection, job_id: str, before_seq: int | None, limit: int
+) -> list[Event]:
+    """Return up to `limit` events before `before_seq`, or the last ones; newest first."""
+    statement = select(job_events).where(job_events.c.job_id == job_id)
+    if before_seq is not None:
+        statement = statement.where(job_events.c.seq < before_seq)
+    rows = connection.execute(statement.order_by(job_events.c.seq.desc()).limit(limit))
+    return [Event(**row._mapping) for row in rows]
+
+
+def newest_of_kind(connection: Connection, job_id: str, kind: str, until: datetime) -> Event | None:
+    """Return the last event of a kind that was written by `until`, or None."""
+    row = connection.execute(
+        select(job_events)
+        .where(job_events.c.job_id == job_id, job_events.c.kind == kind, job_events.c.at <= until)
+        .order_by(job_events.c.seq.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else Event(**row._mapping)
+
+
 def remove_all(connection: Connection, job_id: str) -> None:
     """Delete the log of a job that is being deleted."""
     connection.execute(delete(job_events).where(job_events.c.job_id == job_id))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
 
 from jobs.errors import AliasConflict, AliasReserved, ModelNotFound, VersionInUse, VersionNotFound
 from jobs.store.database import utc_now
@@ -52,7 +53,7 @@ class NewVersion:
     project: str = DEFAULT_PROJECT
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Model:
     """A name with its versions and aliases (without `latest`, which follows from them)."""
 
@@ -118,26 +119,57 @@ def get(connection: Connection, name: str, project: str = DEFAULT_PROJECT) -> Mo
     ).one_or_none()
     if row is None:
         raise ModelNotFound(name)
-    numbers = connection.scalars(
-        select(model_versions.c.version)
-        .where(model_versions.c.project == project, model_versions.c.name == name)
-        .order_by(model_versions.c.version)
-    )
-    aliases = aliases_of(connection, name, project)
-    return Model(name=name, created_at=row.created_at, versions=list(numbers), aliases=aliases)
+    return _with_versions(connection, [row], project)[0]
 
 
 def page(
     connection: Connection, limit: int, after: str | None, project: str = DEFAULT_PROJECT
 ) -> list[Model]:
     """Return up to `limit` models by name, behind the name `after`."""
-    statement = select(models.c.name).where(
-        models.c.project == project, models.c.deleted.is_(False)
-    )
+    statement = select(models).where(models.c.project == project, models.c.deleted.is_(False))
     if after is not None:
         statement = statement.where(models.c.name > after)
-    names = connection.scalars(statement.order_by(models.c.name).limit(limit)).all()
-    return [get(connection, name, project) for name in names]
+    rows = connection.execute(statement.order_by(models.c.name).limit(limit)).all()
+    return _with_versions(connection, rows, project)
+
+
+def _with_versions(connection: Connection, rows: Sequence[Row[Any]], project: str) -> list[Model]:
+    """Return the models of rows; two statements, however many they are."""
+    found = {row.name: Model(row.name, row.created_at, [], {}) for row in rows}
+    numbers = select(model_versions.c.name, model_versions.c.version).where(
+        model_versions.c.project == project, model_versions.c.name.in_(found)
+    )
+    for row in connection.execute(numbers.order_by(model_versions.c.version)):
+        found[row.name].versions.append(row.version)
+    aliases = select(model_aliases).where(
+        model_aliases.c.project == project, model_aliases.c.name.in_(found)
+    )
+    for row in connection.execute(aliases.order_by(model_aliases.c.alias)):
+        found[row.name].aliases[row.alias] = row.version
+    return list(found.values())
+
+
+def defaults(
+    connection: Connection, names: Collection[str], project: str = DEFAULT_PROJECT
+) -> dict[str, Version]:
+    """Return what bare names serve, by name; those without alias `default` are missing."""
+    rows = connection.execute(
+        select(model_versions)
+        .join(
+            model_aliases,
+            and_(
+                model_aliases.c.project == model_versions.c.project,
+                model_aliases.c.name == model_versions.c.name,
+                model_aliases.c.version == model_versions.c.version,
+            ),
+        )
+        .where(
+            model_aliases.c.project == project,
+            model_aliases.c.alias == DEFAULT_ALIAS,
+            model_aliases.c.name.in_(names),
+        )
+    )
+    return {row.name: _version(row) for row in rows}
 
 
 def version(
@@ -243,6 +275,29 @@ def set_alias(
         actual = "nothing" if current is None else f"version {current}"
         raise AliasConflict(name, alias, f"version {if_current}", actual)
     _point(connection, name, alias, number, project)
+
+
+def remove_alias(
+    connection: Connection, name: str, alias: str, project: str = DEFAULT_PROJECT
+) -> None:
+    """Remove an alias; what it pointed to stays.
+
+    Raises:
+        AliasReserved: The alias is `latest` or `default`, which every model has.
+        ModelNotFound: There is no such model.
+        VersionNotFound: It has no such alias.
+    """
+    if alias in (LATEST_ALIAS, DEFAULT_ALIAS):
+        raise AliasReserved(alias)
+    if alias not in get(connection, name, project).aliases:
+        raise VersionNotFound(name, alias)
+    connection.execute(
+        delete(model_aliases).where(
+            model_aliases.c.project == project,
+            model_aliases.c.name == name,
+            model_aliases.c.alias == alias,
+        )
+    )
 
 
 def remove_version(

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -167,6 +168,38 @@ model_aliases = Table(
     Column("alias", String(63), primary_key=True),
     Column("version", Integer, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("id", String(48), primary_key=True),
+    Column("project", String(63), nullable=False),
+    Column("model", String(63), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("image_sha256", String(64), nullable=False),
+    Column("image_bytes", BigInteger, nullable=False),
+    Column("labels", JSON, nullable=False),  # what it really shows
+    Column("predicted", JSON, nullable=False),  # what the version said
+    Column("dataset_id", String(48), nullable=True),  # the version of a data set that has it
+    Column("created_at", UtcTime, nullable=False),
+    Index("ix_feedback_project_model_id", "project", "model", "id"),
+)
+
+shadow_comparisons = Table(
+    "shadow_comparisons",
+    metadata,
+    Column("project", String(63), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("version", Integer, primary_key=True),  # that answered
+    Column("shadow", Integer, primary_key=True),  # that was asked the same
+    Column("compared", Integer, nullable=False),
+    Column("agreed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("sum_difference", Float, nullable=False),
+    Column("most_difference", Float, nullable=False),
+    Column("since", UtcTime, nullable=False),
+    Column("until", UtcTime, nullable=False),
 )
 
 idempotency_keys = Table(

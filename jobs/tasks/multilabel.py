@@ -1,4 +1,4 @@
-"""Several labels per image: the loss, the metrics, the thresholds, and the evaluation."""
+"""Several labels per image: the loss, the metrics, and the evaluation that users read."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.evaluation.judged import JudgedImages
+from jobs.evaluation.judged import Basis, JudgedImages
+from jobs.evaluation.judged_labels import (
+    Thresholds,
+    class_calibrations,
+    label_honesty,
+    label_scores,
+    truth_of,
+)
+from jobs.evaluation.ranking import Scores, Truth, average_precision, two_class_curves
 from models_cache.artifacts import MULTILABEL
+from models_cache.calibration import set_confidence
 
-EVALUATION_FORMAT = 1
-_UNSURE = 0.5  # the threshold of a class of which no image is known
-
-Scores = NDArray[np.float64]
-Truth = NDArray[np.bool_]
+EVALUATION_FORMAT = 2
 
 
 class Multilabel:
@@ -26,31 +29,12 @@ class Multilabel:
 
     Args:
         classes: Class names; column i of targets means `classes[i]`.
-        thresholds: Score from which on each class is a label, C of them; None: not chosen yet.
-        thresholds_from: The split that they were chosen on.
     """
 
     name = MULTILABEL
 
-    def __init__(
-        self,
-        classes: Sequence[str],
-        thresholds: Sequence[float] | None = None,
-        thresholds_from: str = "",
-    ) -> None:
+    def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
-        self.thresholds = None if thresholds is None else tuple(thresholds)
-        self._thresholds_from = thresholds_from
-
-    def with_thresholds(self, known: JudgedImages) -> Multilabel:
-        """Return the task with the thresholds that give each class its best F1.
-
-        Args:
-            known: Images that the model did not learn from, labels float32 `[N, C]`.
-        """
-        scores, truth = _scores(known.logits), known.targets.numpy() > 0
-        found = [best_threshold(scores[:, i], truth[:, i]) for i in range(len(self.classes))]
-        return Multilabel(self.classes, found, known.split)
 
     def loss(
         self, logits: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor | None
@@ -86,11 +70,10 @@ class Multilabel:
 
         The mean is over the classes that occur among the images; 0 if none does.
         """
-        scores, truth = _scores(logits), targets.numpy() > 0
-        found = [average_precision(scores[:, i], truth[:, i]) for i in range(len(self.classes))]
-        occurring = [precision for precision in found if precision is not None]
         return {
-            "mean_average_precision": sum(occurring) / max(1, len(occurring)),
+            "mean_average_precision": mean_average_precision(
+                logits.double().numpy(), targets.numpy() > 0
+            ),
             "loss": float(self.loss(logits.double(), targets, 0.0, None).mean()),
         }
 
@@ -101,30 +84,39 @@ class Multilabel:
             return -math.inf, -math.inf
         return metrics["mean_average_precision"], -loss
 
-    def evaluation(self, images: JudgedImages) -> dict[str, Any]:
-        """Return the evaluation of a model whose thresholds are chosen, JSON-ready.
+    def evaluation(
+        self, images: JudgedImages, basis: Basis | None, thresholds: Thresholds
+    ) -> dict[str, Any]:
+        """Return the evaluation of a model, JSON-ready.
 
         Args:
             images: What it is judged by, labels float32 `[N, C]`.
+            basis: What it answers with besides its network: scores are those of serving.
+            thresholds: From which score on it claims a label.
         """
-        assert self.thresholds is not None, "thresholds are chosen before anything is judged"
-        scores, truth = _scores(images.logits), images.targets.numpy() > 0
-        claimed = scores >= np.array(self.thresholds)
+        scores = label_scores(images, None if basis is None else basis.calibration)
+        truth, claimed = truth_of(images), thresholds.claimed(scores)
         per_class = [
             {
                 "class": name,
-                "threshold": self.thresholds[i],
-                "average_precision": average_precision(scores[:, i], truth[:, i]),
+                "threshold": thresholds.values[i],
+                **_ranked(scores[:, i], truth[:, i]),
                 **_counted(truth[:, i], claimed[:, i]),
+                "calibration": {"before": before.as_json(), "after": after.as_json()},
             }
-            for i, name in enumerate(self.classes)
+            for i, (name, (before, after)) in enumerate(
+                zip(self.classes, class_calibrations(images, basis), strict=True)
+            )
         ]
         seen = [figures["f1"] for figures in per_class if figures["support"]]
+        curves: dict[str, Any] = {"roc": None, "precision_recall": None}
+        curves |= two_class_curves(scores.reshape(-1), truth.reshape(-1)) or {}
+        confidences = set_confidence(scores, claimed).tolist()
         return {
             "format": EVALUATION_FORMAT,
             "task": self.name,
             "split": images.split,
-            "thresholds_from": self._thresholds_from,
+            "thresholds_from": thresholds.chosen_on,
             "images": len(images.ids),
             "classes": list(self.classes),
             **self.metrics(images.logits, images.targets),
@@ -132,11 +124,14 @@ class Multilabel:
             "micro_f1": _counted(truth, claimed)["f1"],
             "macro_f1": sum(seen) / max(1, len(seen)),
             "per_class": per_class,
+            **curves,
+            **label_honesty(images, basis, thresholds),
             "predictions": [
                 {
                     "image": image,
                     "labels": self._named(truth[row]),
                     "predicted": self._named(claimed[row]),
+                    "score": confidences[row],
                     "scores": [round(score, 6) for score in scores[row].tolist()],
                 }
                 for row, image in enumerate(images.ids)
@@ -147,54 +142,24 @@ class Multilabel:
         return [name for name, flag in zip(self.classes, flags, strict=True) if flag]
 
 
-def average_precision(scores: Scores, truth: Truth) -> float | None:
-    """Return the area under a class's precision-recall curve; None if no image has it.
-
-    The sum over thresholds of precision times the recall gained there. Equal scores are one
-    threshold: a model that says the same of all images gets the share of the class, not luck.
-    Source: Zhu 2004, Recall, precision and average precision (as in scikit-learn).
+def mean_average_precision(scores: Scores, truth: Truth) -> float:
+    """Return the mean over the classes that occur among the images; 0 if none does.
 
     Args:
-        scores: `[N]`.
-        truth: Which images have the class, `[N]`.
+        scores: Or logits, `[N, C]`: their order is what counts.
+        truth: Which labels the images have, `[N, C]`.
     """
-    hits, claims = _curve(scores, truth)
-    if not len(hits) or not hits[-1]:
-        return None
-    gained = np.diff(hits, prepend=0) / hits[-1]
-    return float((gained * hits / claims).sum())
+    found = [average_precision(scores[:, i], truth[:, i]) for i in range(truth.shape[1])]
+    occurring = [precision for precision in found if precision is not None]
+    return sum(occurring) / max(1, len(occurring))
 
 
-def best_threshold(scores: Scores, truth: Truth) -> float:
-    """Return the score from which on a class is claimed so that F1 is best.
-
-    In the middle between the last score that is claimed and the next one, since other images
-    will lie between them; of equally good ones the highest.
-
-    Args:
-        scores: Of images that were not learned from, `[N]`, 0 to 1.
-        truth: Which of them have the class, `[N]`.
-    """
-    hits, claims = _curve(scores, truth)
-    if not len(hits) or not hits[-1]:
-        return _UNSURE
-    best = int((2 * hits / (claims + hits[-1])).argmax())
-    levels = np.unique(scores)[::-1]
-    below = levels[best + 1] if best + 1 < len(levels) else 0.0
-    return float((levels[best] + below) / 2)
-
-
-def _curve(scores: Scores, truth: Truth) -> tuple[Scores, Scores]:
-    """Return how many images are hit, and claimed, from each different score on, descending."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # of each run of equal scores
-    hits = truth[order].cumsum()[last].astype(np.float64)
-    return hits, (last + 1).astype(np.float64)
-
-
-def _scores(logits: Tensor) -> Scores:
-    scores: Scores = logits.double().sigmoid().numpy()
-    return scores
+def _ranked(scores: Scores, truth: Truth) -> dict[str, float | None]:
+    curves = two_class_curves(scores, truth)
+    return {
+        "average_precision": average_precision(scores, truth),
+        "roc_auc": None if curves is None else curves["roc"]["auc"],
+    }
 
 
 def _counted(truth: Truth, claimed: Truth) -> dict[str, Any]:

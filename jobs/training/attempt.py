@@ -32,11 +32,13 @@ from jobs.tasks.kinds import task_of
 from jobs.training import doctor
 from jobs.training.averaging import WeightAverage
 from jobs.training.checkpoint import Checkpoint
+from jobs.training.device import peak_memory
 from jobs.training.evaluate import Outputs, predict_outputs
 from jobs.training.frozen import choose_pass, features_of_view, no_pass
 from jobs.training.head import HeadFit, fit_head
 from jobs.training.interruption import Interruption
 from jobs.training.loop import Surroundings, TrainingData, fine_tune
+from jobs.training.loss_scale import LossScale
 from jobs.training.optimizer import build_optimizer
 from jobs.training.outcome import Ready, Trained, publish
 from jobs.training.place import Place
@@ -70,7 +72,9 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
         dataset = decode_dataset(place, backbone.preprocessing)
         data = split_dataset(place, dataset, backbone.preprocessing)
         ready = settle(place, backbone, data)
-        place.progress.expect(TrainingEstimate(_plan(ready)))
+        kind = _kind_of_speed(ready)
+        estimate = TrainingEstimate(_plan(ready), place.rates.read(kind))
+        place.progress.expect(estimate)
         checkpoint = _matching(place.checkpoint, ready)
         if checkpoint is None and place.checkpoint is not None:  # features are needed again
             ready = settle(replace(place, checkpoint=None), backbone, data)
@@ -79,7 +83,8 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
             result = publish(ready, _head_only(ready, features, _fit(ready, features)))
         else:
             result = _whole_network(ready, ready.recipe, checkpoint)
-        return {**result, "resources": place.peak_memory()}
+        place.rates.write(kind, estimate.rates())
+        return {**result, "resources": peak_memory(place.device)}
 
 
 def settle(place: Place, backbone: Backbone, data: TrainingData) -> Ready:
@@ -161,6 +166,18 @@ def _plan(ready: Ready) -> TrainingPlan:
         compared_images=len(data.held_out),
         judged_images=sum(map(len, ready.judged().values())),
     )
+
+
+def _kind_of_speed(ready: Ready) -> dict[str, Any]:
+    """Return what must be equal for a job's rates to tell about another one's, JSON-ready."""
+    recipe = ready.recipe
+    return {
+        "architecture": ready.place.spec.architecture,
+        "numerics": ready.numerics,
+        "crop_px": ready.backbone.preprocessing.crop_px,
+        "learned_part": 0.0 if isinstance(recipe, HeadRecipe) else _learned_part(ready, recipe),
+        "augmentation": None if isinstance(recipe, HeadRecipe) else recipe.augmentation,
+    }
 
 
 def _learned_part(ready: Ready, recipe: FinetuneRecipe | ScratchRecipe) -> float:
@@ -300,9 +317,8 @@ def _whole_network(
         save(state)
         faults.reach("train.after_head")
     place.begin("train")
-    dtype = getattr(torch, place.numerics.training_dtype)
     around = Surroundings(
-        place.spec.seed, dtype, place.progress, place.interruption, save,
+        place.spec.seed, place.training_dtype, place.progress, place.interruption, save,
         place.spec.checkpoint_steps, place.spec.data_folder / "cache" / "activations",
     )  # fmt: skip
     fine_tune(state, ready.task, ready.data, recipe, around)
@@ -372,7 +388,8 @@ def _first_state(
     model = _classifier(ready, fit)
     optimizer = build_optimizer(model, recipe)  # settles what learns
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
-    state = TrainingState(model, optimizer, average)
+    scale = LossScale.needed_for(ready.place.training_dtype)
+    state = TrainingState(model, optimizer, average, scale)
     if checkpoint is not None:
         state.restore(checkpoint.tensors(), checkpoint.facts)
         ready.place.interruption.resume_after(float(checkpoint.facts["elapsed_seconds"]))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.datasets.loading import LoadedDataset
+from jobs.training.batched_crops import mirrored, moved_together, resized
 from jobs.training.policies import randaugment, trivialaugment
 from jobs.training.schedule import DRAWS_PER_IMAGE
 from models_cache.decode import center_crop
@@ -67,33 +68,36 @@ class Augmentation:
             draws: Uniform numbers in 0..1, float64 `[B, 8]`: all the randomness there is.
         """
         pairs = zip(indices, draws, strict=True)
-        return torch.stack([self._one(dataset.pixels.image(int(i)), draw) for i, draw in pairs])
-
-    def _one(self, pixels: Pixels, draw: NDArray[np.float64]) -> Tensor:
-        if self.views is not None:
-            cut = center_crop(pixels, self.crop_px).copy()  # a view is read-only
-            image = torch.from_numpy(cut).to(self.device)
-        else:
-            image = random_resized_crop(pixels, draw, self.crop_px, self.area_min, self.device)
-        if self.view(draw):
-            image = image.flip(1)
+        cuts = [self._cut(dataset.pixels.image(int(i)), draw) for i, draw in pairs]
+        images = self._cropped(cuts, [self.view(draw) == 1 for draw in draws])
         policy = _POLICIES.get(self.name)
         if policy is None:
-            return image
-        return policy(image.permute(2, 0, 1), (draw[5], draw[6])).permute(1, 2, 0)
+            return images
+        changed = [
+            policy(image.permute(2, 0, 1), (draw[5], draw[6])).permute(1, 2, 0)
+            for image, draw in zip(images, draws, strict=True)
+        ]
+        return torch.stack(changed)
+
+    def _cut(self, pixels: Pixels, draw: NDArray[np.float64]) -> Pixels:
+        if self.views is not None:
+            return center_crop(pixels, self.crop_px)
+        return random_rectangle(pixels, draw, self.area_min)
+
+    def _cropped(self, cuts: Sequence[Pixels], flips: Sequence[bool]) -> Tensor:
+        if self.views is not None:
+            return mirrored(moved_together(cuts, self.device), flips)
+        if self.device.type != "cpu":
+            return resized(cuts, flips, self.crop_px, self.device)
+        pairs = zip(cuts, flips, strict=True)
+        return torch.stack([_resized_on_cpu(cut, flip, self.crop_px) for cut, flip in pairs])
 
 
 _POLICIES = {"randaugment": randaugment, "trivialaugment": trivialaugment}
 
 
-def random_resized_crop(
-    pixels: Pixels,
-    draw: NDArray[np.float64],
-    crop_px: int,
-    area_min: float,
-    device: torch.device,
-) -> Tensor:
-    """Cut a rectangle of random area, aspect and place, resized; uint8 `[crop, crop, 3]`.
+def random_rectangle(pixels: Pixels, draw: NDArray[np.float64], area_min: float) -> Pixels:
+    """Cut a rectangle of random area, aspect and place, uint8 `[h, w, 3]`.
 
     As torchvision's `RandomResizedCrop`, but from four given numbers: a rectangle that does not
     fit is shrunk, where torchvision draws again.
@@ -101,9 +105,7 @@ def random_resized_crop(
     Args:
         pixels: uint8 `[H, W, 3]`.
         draw: Uniform numbers; the second to the fifth are used.
-        crop_px: Side of the result.
         area_min: Smallest part of the area that is kept.
-        device: Where it is resized.
     """
     height_px, width_px = pixels.shape[:2]
     area = height_px * width_px * (area_min + (1 - area_min) * draw[1])
@@ -112,13 +114,13 @@ def random_resized_crop(
     high = min(height_px, max(1, round(math.sqrt(area / aspect))))
     top = int(draw[3] * (height_px - high + 1))
     left = int(draw[4] * (width_px - wide + 1))
-    cut = pixels[top : top + high, left : left + wide].copy()  # the mapped file is read-only
-    image = torch.from_numpy(cut).to(device).permute(2, 0, 1)[None]  # [1, 3, h, w], channels-last
-    if device.type == "cpu":
-        resized = F.interpolate(image, size=(crop_px, crop_px), mode="bilinear", antialias=True)
-    else:  # where torch resizes no whole numbers
-        resized = F.interpolate(
-            image.float(), size=(crop_px, crop_px), mode="bilinear", antialias=True
-        )
-        resized = resized.round_().clamp_(0, 255).to(torch.uint8)
-    return resized[0].permute(1, 2, 0)
+    return pixels[top : top + high, left : left + wide]
+
+
+def _resized_on_cpu(cut: Pixels, flip: bool, px: int) -> Tensor:
+    """Return a rectangle as a square, uint8 `[px, px, 3]`: in whole numbers, which is faster."""
+    image = torch.from_numpy(cut.copy())  # the mapped file is read-only
+    image = image.permute(2, 0, 1)[None]  # [1, 3, h, w], channels-last
+    square = F.interpolate(image, size=(px, px), mode="bilinear", antialias=True)
+    square = square[0].permute(1, 2, 0)
+    return square.flip(1) if flip else square

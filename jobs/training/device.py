@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torchvision
+
+_BFLOAT16_SINCE = (8, 0)  # older cards only emulate it
+_FLOAT16_SINCE = (7, 0)  # tensor cores
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class Numerics:
         torchvision: Version of torchvision.
         device: `cpu`, or the name of the accelerator.
         threads: CPU threads of one operation; 1 and 2 give different sums.
-        deterministic: Whether operations that add up in any order are kept from it.
+        deterministic: Whether operations that add up in any order are kept from it, where torch
+            has another version of them.
         dtype: Type of frozen forward passes.
         training_dtype: Type of forward passes that are learned from.
     """
@@ -43,15 +48,17 @@ def set_up(device: torch.device, threads: int) -> Numerics:
     changing results.
     """
     torch.set_num_threads(max(1, threads))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # pinned memory and streams take no other card's context
     # Full float32 in convolutions: with TF32 a model would not reproduce its golden outputs on
     # a CPU. What is learned from, features and batches, is computed in bfloat16 on CUDA.
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False  # picking kernels by timing is not reproducible
     # Several CPU threads add gradients of indexed values (Swin's and MaxViT's position tables) in
     # any order otherwise, and a resumed training would not have the bits of a whole one. Every
-    # operation of torchvision's networks has a deterministic version on the CPU.
-    deterministic = device.type == "cpu"
-    torch.use_deterministic_algorithms(deterministic)
+    # operation of torchvision's networks has a deterministic version on the CPU. On CUDA adaptive
+    # pooling to several pixels (AlexNet, VGG) has none for its gradient: torch warns in the log.
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     # Filling what is overwritten anyway costs time. torch does not annotate the setting.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return Numerics(
@@ -59,14 +66,40 @@ def set_up(device: torch.device, threads: int) -> Numerics:
         torchvision=torchvision.__version__,
         device="cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         threads=torch.get_num_threads(),
-        deterministic=deterministic,
+        deterministic=True,
         dtype=_frozen_dtype(device),
-        training_dtype="float32" if device.type == "cpu" else "bfloat16",
+        training_dtype=training_dtype(device),
     )
 
 
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Return the most memory this process has had, in bytes: the next job of the kind fits."""
+    peaks = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}
+    if device.type == "cuda":
+        peaks["peak_device_memory_bytes"] = torch.cuda.max_memory_reserved(device)
+    return peaks
+
+
 def _frozen_dtype(device: torch.device) -> str:
-    """Return the type of frozen passes: bfloat16 where the device computes in it, not emulates."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    """Return the type of frozen passes: features in float16 could overflow, and nobody looks."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _BFLOAT16_SINCE:
         return "bfloat16"
     return "float32"
+
+
+def training_dtype(device: torch.device) -> str:
+    """Return the type of forward passes that are learned from."""
+    if device.type == "cpu":
+        return "float32"
+    return half_type(torch.cuda.get_device_capability(device)) or "float32"
+
+
+def half_type(capability: tuple[int, int]) -> str | None:
+    """Return the 16-bit type that a card multiplies faster than float32, if there is one.
+
+    Args:
+        capability: Of the card, as CUDA counts: (8, 0) is Ampere.
+    """
+    if capability >= _BFLOAT16_SINCE:
+        return "bfloat16"
+    return "float16" if capability >= _FLOAT16_SINCE else None

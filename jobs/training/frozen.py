@@ -23,7 +23,7 @@ from jobs.training.sources import Backbone
 from jobs.training.views import pixels_of_view
 from models_cache.classifiers import golden_images
 from models_cache.durable import canonical_json, write_bytes
-from models_cache.engine_store import EngineKey, engine_name
+from models_cache.engine_store import EngineKey, engine_name, engine_spec
 from models_cache.engines import EAGER, FOLDED, Engine, choose_engine, extract_features
 from models_cache.feature_cache import CENTER_CROP, FeatureKey
 from models_cache.preprocessing import Preprocessing
@@ -121,12 +121,7 @@ def wanted_engine(
     key = EngineKey(architecture, weights["sha256"], preprocessing.digest)
     if not place.engines.is_wanted(key):
         return None
-    return {
-        "architecture": architecture,
-        "weights": {name: weights[name] for name in ("file", "sha256", "has_head")},
-        "preprocessing": preprocessing.as_json(),
-        "engine": engine_name(),
-    }
+    return engine_spec(architecture, weights, preprocessing)
 
 
 def _names() -> list[str]:

@@ -29,10 +29,10 @@ from jobs.training.evaluate import predict_logits
 from jobs.training.interruption import Interruption, StoppedOnRequest
 from jobs.training.mixing import draw_mixing
 from jobs.training.optimizer import prepare_modules, set_learning_rates
-from jobs.training.prefetch import made_ahead
+from jobs.training.prefetch import SideStream, made_ahead
 from jobs.training.schedule import EpochPlan, Schedule
 from jobs.training.state import TrainingState
-from jobs.training.step import Batch, Learner, train_step, within_memory
+from jobs.training.step import Batch, Learner, compute_gradients, update_weights, within_memory
 from models_cache import faults
 from models_cache.features import normalised
 from models_cache.preprocessing import Preprocessing
@@ -135,6 +135,7 @@ class _Training:
     schedule: Schedule
     augmentation: Augmentation
     learner: Learner
+    side_stream: SideStream
     boundary: FrozenStages | None = None
 
     @classmethod
@@ -166,7 +167,8 @@ class _Training:
         )
         crop_px = data.preprocessing.crop_px
         augmentation = Augmentation(recipe.augmentation, recipe.crop_area_min, crop_px, device)
-        training = cls(task, data, recipe, around, schedule, augmentation, learner)
+        side_stream = SideStream(device)
+        training = cls(task, data, recipe, around, schedule, augmentation, learner, side_stream)
         boundary = _frozen_stages(state, training)
         if boundary is None:
             return training
@@ -189,12 +191,16 @@ class _Training:
             self.schedule.mixing_generator(step),
         )  # fmt: skip
         draws = plan.draws[positions]
-        if self.boundary is None:
-            images = self.augmentation.batch(self.data.dataset, indices, draws)
-        else:
-            views = np.array([self.augmentation.view(draw) for draw in draws])
-            images = self.boundary.train.of(positions, views).to(device)
-        return Batch(images, self.data.targets(indices).to(device), mixing)
+        with self.side_stream.beside():
+            if self.boundary is None:
+                images = self.augmentation.batch(self.data.dataset, indices, draws)
+            else:
+                views = np.array([self.augmentation.view(draw) for draw in draws])
+                images = self.boundary.train.of(positions, views).to(device)
+            targets = self.data.targets(indices).to(device)
+        return Batch(
+            self.side_stream.handed_over(images), self.side_stream.handed_over(targets), mixing
+        )
 
 
 def fine_tune(
@@ -257,7 +263,7 @@ def _train_epoch(state: TrainingState, training: _Training) -> bool:
     saved = time.monotonic()
     steps = range(state.step, (epoch + 1) * schedule.steps_per_epoch)
     with closing(made_ahead(partial(training.batch, plan), steps)) as batches:
-        for batch in batches:
+        for ahead in batches:
             faults.reach(f"train.step:{state.step}")
             if around.interruption.requested:
                 around.save(state)
@@ -267,7 +273,7 @@ def _train_epoch(state: TrainingState, training: _Training) -> bool:
                 done = f"after {state.step} of {schedule.total_steps} steps"
                 around.report.warning("time-limit-reached", f"stopped {done}; the best is kept")
                 return False
-            _train_step(state, training, batch)
+            _train_step(state, training, ahead.take)
             around.report.progress("steps", state.step, schedule.total_steps)
             if state.step % schedule.steps_per_epoch and _is_due(state.step, saved, around):
                 around.save(state)
@@ -278,15 +284,19 @@ def _train_epoch(state: TrainingState, training: _Training) -> bool:
     return True
 
 
-def _train_step(state: TrainingState, training: _Training, batch: Batch) -> None:
+def _train_step(state: TrainingState, training: _Training, take_batch: Callable[[], Batch]) -> None:
     """Make one optimizer step, with fewer images at once if they do not fit into memory."""
+    warn = training.around.report.warning
+    # A batch that is made beside a step may not find memory; the next step shall leave it some
+    batch = within_memory(state, training.recipe.batch_size, warn, take_batch)
     set_learning_rates(state.optimizer, training.schedule.factor(state.step))
 
-    def attempt() -> None:
+    def attempt() -> float:
         torch.manual_seed(training.schedule.torch_seed(state.step))  # dropout, stochastic depth
-        train_step(state, batch, training.learner)
+        return compute_gradients(state, batch, training.learner)
 
-    within_memory(state, len(batch), training.around.report.warning, attempt)
+    loss = within_memory(state, len(batch), warn, attempt)
+    update_weights(state, len(batch), loss)
 
 
 def _compare(state: TrainingState, training: _Training) -> None:

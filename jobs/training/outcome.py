@@ -14,6 +14,7 @@ from torch import Tensor
 from jobs.datasets.manifest import TEST
 from jobs.evaluation.card import DataSummary, model_card
 from jobs.evaluation.judged import Basis, JudgedImages
+from jobs.evaluation.judged_labels import Thresholds, label_basis
 from jobs.evaluation.plots import plots
 from jobs.recipes import Recipe, as_json
 from jobs.tasks.kinds import ImageTask
@@ -38,7 +39,7 @@ from models_cache.backbones import Classifier
 from models_cache.calibration import Calibration
 from models_cache.classifiers import golden_outputs, tensors_to_publish
 from models_cache.durable import canonical_json
-from models_cache.novelty import Familiarity, fit_familiarity
+from models_cache.novelty import Familiarity
 
 TRAIN_FOLDS = "train-folds"  # the split's name where training images are judged out of fold
 _FOLDS = 5  # of the images that calibration is fitted on, where it is also reported on them
@@ -162,8 +163,7 @@ def _metrics(ready: Ready, trained: Trained, evaluation: dict[str, Any]) -> dict
         metrics |= {f"{name}/{figure}": value for figure, value in measured.items()}
     prefix = {TRAIN_FOLDS: "cv"}.get(evaluation["split"], evaluation["split"])
     metrics[f"{prefix}/macro_f1"] = evaluation["macro_f1"]
-    if "calibration" in evaluation:
-        metrics[f"{prefix}/ece"] = evaluation["calibration"]["after"]["ece"]
+    metrics[f"{prefix}/ece"] = evaluation["calibration"]["after"]["ece"]
     return metrics
 
 
@@ -174,7 +174,7 @@ class _Verdict:
     Args:
         evaluation: JSON-ready.
         plots: Of the evaluation, by file name.
-        calibration: With one label, from images that were not learned from.
+        calibration: From images that were not learned from; None if there are none.
         thresholds: With several labels.
         familiarity: What known images look like; None if they are too few.
     """
@@ -188,17 +188,18 @@ class _Verdict:
 
 def _verdict(task: ImageTask, reported: JudgedImages, known: JudgedImages | None) -> _Verdict:
     """Judge a model by the reported images; `known` is what its answers are tuned on."""
+    thresholds = None
     if isinstance(task, Multilabel):
-        tuned = task.with_thresholds(known or reported)
-        familiarity = None if known is None else fit_familiarity(known.features, known.folds)
-        return _Verdict(tuned.evaluation(reported), {}, None, tuned.thresholds, familiarity)
-    if known is None:
-        evaluation = task.evaluation(reported, None)
-        return _Verdict(evaluation, plots(evaluation, None), None, None, None)
-    basis = Basis.of(known)
-    evaluation = task.evaluation(reported, basis)
+        basis = None if known is None else label_basis(known)
+        tuned = Thresholds.chosen(known or reported, None if basis is None else basis.calibration)
+        evaluation, thresholds = task.evaluation(reported, basis, tuned), tuned.values
+    else:
+        basis = None if known is None else Basis.of(known)
+        evaluation = task.evaluation(reported, basis)
+    if basis is None:
+        return _Verdict(evaluation, plots(evaluation, None), None, thresholds, None)
     drawn = plots(evaluation, basis.calibration)
-    return _Verdict(evaluation, drawn, basis.calibration, None, basis.familiarity)
+    return _Verdict(evaluation, drawn, basis.calibration, thresholds, basis.familiarity)
 
 
 def _judged(ready: Ready, trained: Trained) -> tuple[JudgedImages, JudgedImages | None]:

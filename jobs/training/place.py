@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from jobs.progress import ProgressWriter
 from jobs.training.checkpoint import Checkpoint, Checkpoints
 from jobs.training.device import Numerics, set_up
 from jobs.training.interruption import Interruption
+from jobs.training.rates import RatesFolder
 from jobs.training.spec import TrainSpec
 from models_cache.blobs import BlobStore
 from models_cache.devices import choose_device
@@ -58,6 +58,12 @@ class Place:
         return cls(spec, progress, interruption, device, set_up(device, threads), checkpoint)
 
     @property
+    def training_dtype(self) -> torch.dtype:
+        """Type of forward passes that are learned from."""
+        dtype: torch.dtype = getattr(torch, self.numerics.training_dtype)
+        return dtype
+
+    @property
     def blobs(self) -> BlobStore:
         """Immutable files: images, manifests, artifacts."""
         return BlobStore(self.spec.data_folder / "blobs")
@@ -78,6 +84,11 @@ class Place:
         return EngineStore(self.spec.data_folder / "cache" / "engines")
 
     @property
+    def rates(self) -> RatesFolder:
+        """How fast earlier jobs were."""
+        return RatesFolder(self.spec.data_folder / "cache" / "rates")
+
+    @property
     def checkpoints(self) -> Checkpoints:
         """The job's checkpoints."""
         return Checkpoints(self.spec.run_folder / "checkpoints")
@@ -96,13 +107,6 @@ class Place:
         """Report progress, and leave if someone asked to stop."""
         self.progress.progress(unit, done, total)
         self.interruption.poll()
-
-    def peak_memory(self) -> dict[str, int]:
-        """Return the most memory this process has had, in bytes: the next job of the kind fits."""
-        peaks = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}
-        if self.device.type == "cuda":
-            peaks["peak_device_memory_bytes"] = torch.cuda.max_memory_reserved(self.device)
-        return peaks
 
     @contextmanager
     def memory(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jobs.training.averaging import WeightAverage
+from jobs.training.loss_scale import LossScale
 from models_cache.backbones import Classifier
 
 _MODEL, _AVERAGE, _OPTIMIZER, _BEST = "model/", "average/", "optimizer/", "best/"
@@ -24,6 +25,7 @@ class TrainingState:
         model: Its parameters are updated in place.
         optimizer: Over the parameters that learn.
         average: Of the weights; None where the weights themselves are the candidates.
+        loss_scale: Of passes in float16; None for other types.
         step: Optimizer steps done.
         epoch_loss: Sum over the images of the current epoch of their loss, in nats.
         compared_step: The last step whose weights were compared on the held-out images; -1
@@ -36,6 +38,7 @@ class TrainingState:
     model: Classifier
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None = None
+    loss_scale: LossScale | None = None
     step: int = 0
     epoch_loss: float = 0.0
     compared_step: int = -1
@@ -92,6 +95,7 @@ class TrainingState:
             "compared_step": self.compared_step,
             "best": {"step": self.best_step, "metrics": self.best_metrics},
             "most_images": self.most_images,
+            "loss_scale": None if self.loss_scale is None else self.loss_scale.as_json(),
         }
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -99,6 +103,8 @@ class TrainingState:
         self.step, self.epoch_loss = int(facts["step"]), float(facts["epoch_loss"])
         self.compared_step = int(facts["compared_step"])
         self.most_images = facts["most_images"]
+        if self.loss_scale is not None:
+            self.loss_scale = LossScale(**facts["loss_scale"])
         best = facts["best"]
         self.model.load_state_dict(_under(_MODEL, tensors))
         if self.average is not None:

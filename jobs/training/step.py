@@ -61,35 +61,64 @@ class Learner:
     training_dtype: torch.dtype
 
 
-def train_step(state: TrainingState, batch: Batch, learner: Learner) -> None:
-    """Make one optimizer step; if it raises, no weight has changed.
+def compute_gradients(state: TrainingState, batch: Batch, learner: Learner) -> float:
+    """Put the gradient of a batch's mean loss into the parameters; return the loss, in nats.
+
+    No weight changes. The device is looked at once: for loss and norm together.
 
     Raises:
         Diverged: The loss or its gradient is NaN or infinite.
         RuntimeError: As torch raises it where memory runs out; see `within_memory`.
     """
-    state.optimizer.zero_grad()
-    count = math.ceil(len(batch) / state.at_once(len(batch)))
-    parts = np.array_split(np.arange(len(batch)), count)
-    with fixed_statistics(state.model, len(parts[-1]) == 1):
-        losses = [_accumulate(batch, rows, learner) for rows in parts]
-    gradients = [
-        p.grad for g in state.optimizer.param_groups for p in g["params"] if p.grad is not None
-    ]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    loss, norm_value = torch.stack([torch.stack(losses).sum(), norm]).tolist()
-    if not math.isfinite(loss) or not math.isfinite(norm_value):
-        value = str(norm_value if math.isfinite(loss) else loss)
-        raise Diverged(state.step, value)
+    while True:
+        loss, norm = _loss_and_norm(state, batch, learner)
+        if math.isfinite(loss) and math.isfinite(norm):
+            return loss
+        scale = state.loss_scale
+        if not math.isfinite(loss) or scale is None or not scale.halve():
+            raise Diverged(state.step, str(norm if math.isfinite(loss) else loss))
+
+
+def update_weights(state: TrainingState, images: int, loss: float) -> None:
+    """Make the optimizer step of gradients that `compute_gradients` found.
+
+    Memory that runs out here is not a matter of fewer images at once: the optimizer's moments may
+    have changed already, and the attempt ends.
+
+    Args:
+        state: With the gradients.
+        images: Of the batch.
+        loss: Of the batch, in nats.
+    """
     state.optimizer.step()
     state.step += 1
-    state.epoch_loss += loss * len(batch)
+    state.epoch_loss += loss * images
+    if state.loss_scale is not None:
+        state.loss_scale.after_step()
     if state.average is not None:
         state.average.update(state.step)
 
 
-def _accumulate(batch: Batch, rows: NDArray[np.int64], learner: Learner) -> Tensor:
-    """Add the gradient of some images' part of the batch's mean loss; return that part."""
+def _loss_and_norm(state: TrainingState, batch: Batch, learner: Learner) -> tuple[float, float]:
+    """Return the loss of a batch and the norm of its gradient, which is in the parameters."""
+    state.optimizer.zero_grad()
+    count = math.ceil(len(batch) / state.at_once(len(batch)))
+    parts = np.array_split(np.arange(len(batch)), count)
+    scale = 1.0 if state.loss_scale is None else state.loss_scale.value
+    with fixed_statistics(state.model, len(parts[-1]) == 1):
+        losses = [_accumulate(batch, rows, learner, scale) for rows in parts]
+    gradients = [
+        p.grad for g in state.optimizer.param_groups for p in g["params"] if p.grad is not None
+    ]
+    if state.loss_scale is not None:
+        state.loss_scale.undo(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    loss, norm_value = torch.stack([torch.stack(losses).sum(), norm]).tolist()
+    return loss, norm_value
+
+
+def _accumulate(batch: Batch, rows: NDArray[np.int64], learner: Learner, scale: float) -> Tensor:
+    """Add the gradient of some images' part of the batch's mean loss, scaled; return that part."""
     faults.reach(f"train.images:{len(rows)}")
 
     def load(chosen: NDArray[np.int64]) -> Tensor:
@@ -108,7 +137,7 @@ def _accumulate(batch: Batch, rows: NDArray[np.int64], learner: Learner) -> Tens
         logits = learner.logits(images)
     # A sum over the batch's size, not a mean over the part's: parts add up to the whole
     loss = learner.loss(logits.float(), targets).sum() / len(batch)
-    loss.backward()
+    (loss * scale if scale != 1 else loss).backward()
     return loss.detach()
 
 
@@ -125,7 +154,7 @@ def _give_back_memory(device: torch.device) -> None:
 def _rows(values: Tensor, rows: NDArray[np.int64]) -> Tensor:
     if len(rows) == len(values) and rows[0] == 0 and (np.diff(rows) == 1).all():
         return values
-    return values[torch.from_numpy(rows).to(values.device)]
+    return values[torch.from_numpy(rows).to(values.device, non_blocking=True)]
 
 
 def within_memory(

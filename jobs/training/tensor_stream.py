@@ -70,5 +70,5 @@ def _header(ordered: list[tuple[str, Tensor]]) -> bytes:
 
 
 def _content(value: Tensor) -> NDArray[np.uint8]:
-    flat = value.detach().contiguous().cpu().reshape(-1)
+    flat = value.detach().cpu().contiguous().reshape(-1)  # no copy in a device's full memory
     return flat.view(torch.uint8).numpy()

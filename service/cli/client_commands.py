@@ -39,27 +39,38 @@ def predict(
     model: Annotated[str, typer.Argument(help="`name`, `name@alias` or `name@version`.")],
     images: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
     top_k: int = 3,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            help="Error budget between 0 and 1: what cannot be told within it is abstained."
+        ),
+    ] = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Predict images."""
+    answers: list[Json] = []
     with Graft(url) as graft:
-        answers = [
-            answer
-            for start in range(0, len(images), 32)
-            for answer in graft.predict(model, *images[start : start + 32], top_k=top_k)[
-                "predictions"
-            ]
-        ]
+        for start in range(0, len(images), 32):
+            some = images[start : start + 32]
+            told = graft.predict(model, *some, top_k=top_k, max_error=max_error)
+            answers += told["predictions"]
     if as_json:
         pairs = zip(images, answers, strict=True)
         _print_json([{"image": str(image), **answer} for image, answer in pairs])
         return
     rows = []
     for image, answer in zip(images, answers, strict=True):
-        found = "  ".join(f"{item['label']} {item['score']:.3f}" for item in answer["scores"])
-        rows.append([str(image), answer.get("error", {}).get("detail", found)])
+        rows.append([str(image), _labels_of(answer)])
     _print_table(["image", "labels"], rows)
+
+
+def _labels_of(answer: Json) -> str:
+    """Return the scores of a prediction in words, or why there are none."""
+    if "error" in answer:
+        return str(answer["error"]["detail"])
+    found = "  ".join(f"{item['label']} {item['score']:.3f}" for item in answer["scores"])
+    return f"abstained: {found}" if answer["abstained"] else found
 
 
 @datasets_app.command("upload")

@@ -7,13 +7,13 @@ import os
 import signal
 import sys
 import uuid
-from pathlib import Path
 from types import FrameType
 
 import typer
 import uvicorn
 
 from jobs.executors.local import LocalExecutor
+from jobs.gpus import visible_gpus
 from jobs.presence import Presence
 from jobs.store.database import Database
 from jobs.worker import Worker
@@ -23,7 +23,7 @@ from service.app import create_app
 from service.cli.configuration import load_settings
 from service.free_port import free_port
 from service.middleware import RequestLog
-from service.settings import Settings, child_environment
+from service.settings import Settings, child_environment, visible_devices
 from service.supervisor import run_supervisor
 from service.version import VERSION
 
@@ -31,7 +31,6 @@ log = logging.getLogger("graft")
 
 #: Bound on headers and request line; the parser answers 400 beyond it.
 _MAX_HEADER_BYTES = 32 << 10
-_GPU_FILES = "nvidia[0-9]*"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -62,8 +61,9 @@ def api() -> None:
     """Run the api process alone."""
     settings = load_settings()
     _prepare(settings)
+    app = create_app(settings)
     uvicorn.run(
-        RequestLog(create_app(settings)),
+        RequestLog(app, app.state.services.metrics.saw_request),
         host=settings.host,
         port=settings.port,
         http="h11",  # bounds headers and refuses two Host headers, unlike httptools
@@ -90,6 +90,8 @@ def inference() -> None:
             device=settings.device,
             cache_bytes=settings.cache_bytes,
             max_image_pixels=settings.max_image_pixels,
+            max_batch_images=settings.max_batch_images,
+            max_accepted_images=settings.max_queued_images,
         )
     )
 
@@ -101,7 +103,7 @@ def worker() -> None:
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
     database = Database(settings.resolved_database_url)
     database.migrate()
-    executor = LocalExecutor(dict(os.environ))
+    executor = LocalExecutor(child_environment(settings))
     executor.warm()
     presence = Presence(
         database,
@@ -110,14 +112,14 @@ def worker() -> None:
         settings.device,
     )
     stop = _StopFlag()
-    gpus = _gpu_count(settings)
+    machine = settings.machine(VERSION, visible_gpus(visible_devices()))
     Worker(
         database,
         BlobStore(settings.data_dir / "blobs"),
         executor,
-        settings.machine(VERSION, gpus),
+        machine,
         presence,
-        settings.worker_limits(gpus),
+        settings.worker_limits(len(machine.usable_gpus)),
     ).run(stop.is_set)
     database.close()
 
@@ -136,15 +138,6 @@ class _StopFlag:
     def is_set(self) -> bool:
         """Tell whether the process should end."""
         return self._set
-
-
-def _gpu_count(settings: Settings) -> int:
-    """Return how many GPUs training may use; looked up without torch."""
-    if settings.device == "cpu":
-        return 0
-    if settings.device != "auto":
-        return 1
-    return len(list(Path("/dev").glob(_GPU_FILES)))
 
 
 def _prepare(settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -82,11 +83,16 @@ async def create_dataset(
     response: Response,
     services: ServicesDep,
     name: Annotated[str, Query(max_length=255)] = "dataset",
+    labels: Annotated[
+        Literal["required", "none"],
+        Query(description="`none`: images to be predicted, wherever they lie in the archive."),
+    ] = "required",
     idempotency_key: IdempotencyKey = None,
 ) -> DatasetBody:
     """Upload labelled images (zip, tar, npz, HDF5): the raw bytes, or multipart field `file`."""
     name = checked_name(name, "/name")
-    return await _accept(request, response, services, _Target(name, None), idempotency_key)
+    target = Target(name, unlabelled=labels == "none")
+    return await _accept(request, response, services, target, idempotency_key)
 
 
 @router.post("/{dataset_id}/versions", status_code=202, openapi_extra=_ARCHIVE_BODY)
@@ -99,7 +105,7 @@ async def create_version(
 ) -> DatasetBody:
     """Upload further images: a new immutable version holds the old and the new ones."""
     _require_ready(dataset)
-    target = _Target(dataset.name, dataset.id)
+    target = Target(dataset.name, dataset.id)
     return await _accept(request, response, services, target, idempotency_key)
 
 
@@ -152,7 +158,7 @@ def list_images(
             "id": image.id,
             "path": image.path,
             "split": image.split,
-            **_labels(image, names),
+            **labels_body(image, names),
             "width": image.width,
             "height": image.height,
             "size": image.size,
@@ -200,35 +206,43 @@ def delete_dataset(services: ServicesDep, dataset: DatasetDep) -> Response:
     return Response(status_code=204)
 
 
-class _Target:
-    """Which name a new version gets, and whose images it keeps."""
+@dataclass(frozen=True)
+class Target:
+    """Which name a new version gets, whose images it keeps, and whether there are labels."""
 
-    def __init__(self, name: str, parent: str | None) -> None:
-        self.name = name
-        self.parent = parent
+    name: str
+    parent: str | None = None
+    unlabelled: bool = False
 
 
 async def _accept(
     request: Request,
     response: Response,
     services: Services,
-    target: _Target,
+    target: Target,
     idempotency_key: str | None,
 ) -> DatasetBody:
     """Receive an archive, check it quickly, and put its rows on disk in one transaction."""
     settings = services.settings
     folder = settings.data_dir / "uploads"
     async with receive(request, folder, settings.max_upload_bytes) as upload:
-        dataset = await run_in_threadpool(_store, services, upload, target, idempotency_key)
+        dataset = await run_in_threadpool(store, services, upload, target, idempotency_key)
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
     return _body(dataset)
 
 
-def _store(
-    services: Services, upload: Upload, target: _Target, idempotency_key: str | None
+def store(
+    services: Services, upload: Upload, target: Target, idempotency_key: str | None = None
 ) -> Dataset:
+    """Put a received archive and its rows on disk, after a quick check.
+
+    Raises:
+        DatasetError: It is no archive that can be read.
+        IdempotencyMismatch: The key was used for another request.
+        InsufficientStorage: The disk is full.
+    """
     fingerprint = durable.sha256_of_bytes(
-        durable.canonical_json(["datasets", target.name, target.parent, upload.sha256])
+        durable.canonical_json(["datasets", astuple(target), upload.sha256])
     )
     if idempotency_key is not None:
         with services.database.read() as connection:
@@ -244,18 +258,21 @@ def _store(
         return datasets.get(connection, dataset_id)
 
 
-def _insert(connection: Connection, target: _Target, archive: Blob) -> str:
+def _insert(connection: Connection, target: Target, archive: Blob) -> str:
     """Insert a data set and the job that checks it, unless the newest version is the same."""
     if target.parent is not None:
         _require_ready(datasets.get(connection, target.parent))
     else:
         newest = datasets.newest_of_name(connection, target.name)
         if newest is not None and _is_same(newest, archive):
-            return newest.id
+            earlier = jobs.of_dataset(connection, newest.id, "ingest")
+            if earlier is None or earlier.spec.get("unlabelled", False) == target.unlabelled:
+                return newest.id
     dataset_id = new_id("ds")
     kept = (archive.sha256, archive.size_bytes)
     datasets.add(connection, dataset_id, target.name, kept, parent=target.parent)
-    job = jobs.NewJob(id=new_id("job"), type="ingest", spec={}, dataset_id=dataset_id)
+    spec = {"unlabelled": True} if target.unlabelled else {}
+    job = jobs.NewJob(id=new_id("job"), type="ingest", spec=spec, dataset_id=dataset_id)
     jobs.accept(connection, job)
     return dataset_id
 
@@ -279,10 +296,10 @@ def _require_ready(dataset: Dataset) -> None:
 def _manifest(services: Services, dataset: Dataset) -> Manifest:
     _require_ready(dataset)
     assert dataset.manifest_sha256 is not None, "a ready data set has a manifest"
-    return Manifest.load(services.blobs, dataset.manifest_sha256)
+    return services.manifests.get(dataset.manifest_sha256)
 
 
-def _labels(image: ImageEntry, names: Sequence[str]) -> dict[str, Any]:
+def labels_body(image: ImageEntry, names: Sequence[str]) -> dict[str, Any]:
     """Return `label`, or `labels` of a data set whose images have any number of them."""
     if isinstance(image.label, int):
         return {"label": names[image.label]}

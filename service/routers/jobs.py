@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import re
-import shutil
 import time
 from typing import Annotated, Any
 
@@ -15,7 +14,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, StreamingResponse
 
 from jobs import lifecycle
-from jobs.errors import DatasetRejected, IllegalTransition, JobNotEnded, RetryExists
+from jobs.datasets.manifest import UNLABELLED
+from jobs.errors import (
+    DatasetRejected,
+    DatasetUnlabelled,
+    IllegalTransition,
+    JobNotEnded,
+    RetryExists,
+)
 from jobs.reproduction import spec_of_reproduction
 from jobs.run_files import list_run_files, open_run_file
 from jobs.states import TERMINAL, JobEvent, JobState
@@ -23,6 +29,7 @@ from jobs.store import datasets, events, idempotency, jobs
 from jobs.store.datasets import Dataset
 from jobs.store.jobs import Job
 from models_cache import durable
+from service.batch_schemas import batch_reference, batch_spec
 from service.errors import NothingHere, ValidationFailed
 from service.event_stream import stream_events
 from service.json_body import json_body, json_request
@@ -38,12 +45,20 @@ from service.services import (
     ServicesDep,
     model_name_from,
     new_id,
+    remove_run_folders,
 )
+from service.serving import resolve
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _LONGEST_WAIT_SECONDS = 120.0
 _POLL_SECONDS = 0.05
+#: Where what was asked for is already done, or under way.
+_DONE = {
+    JobEvent.CANCEL: (JobState.CANCELLING, JobState.CANCELLED),
+    JobEvent.PAUSE: (JobState.PAUSING, JobState.PAUSED),
+    JobEvent.RESUME: (JobState.QUEUED, JobState.RUNNING),
+}
 _WAIT_PREFERENCE = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")
 
 
@@ -65,11 +80,11 @@ async def create_job(
     prefer: Annotated[str | None, Header(description="`wait=N`: wait up to N seconds.")] = None,
 ) -> JobBody:
     """Queue a job; with `Prefer: wait=N` the answer comes at its end or after N seconds."""
-    job = await run_in_threadpool(_accept, services, body, idempotency_key)
+    job = await run_in_threadpool(accept, services, body, idempotency_key)
     wait_seconds = _preferred_wait(prefer)
     if wait_seconds:
         response.headers["Preference-Applied"] = f"wait={wait_seconds:.0f}"
-        job = await _wait_for_end(services, job, wait_seconds)
+        job = await wait_for_end(services, job, wait_seconds)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return await run_in_threadpool(_placed, services, job)
 
@@ -98,22 +113,19 @@ def get_job(services: ServicesDep, job: JobDep) -> JobBody:
 @router.post("/{job_id}/cancel")
 def cancel_job(services: ServicesDep, job: JobDep) -> JobBody:
     """Stop a job; a running one is stopped within two seconds. Repeating it changes nothing."""
-    done = (JobState.CANCELLING, JobState.CANCELLED)
-    return _placed(services, _ask(services, job, JobEvent.CANCEL, done))
+    return _placed(services, ask(services, job, JobEvent.CANCEL))
 
 
 @router.post("/{job_id}/pause")
 def pause_job(services: ServicesDep, job: JobDep) -> JobBody:
     """Write a checkpoint and free the slot until `resume`."""
-    done = (JobState.PAUSING, JobState.PAUSED)
-    return _placed(services, _ask(services, job, JobEvent.PAUSE, done))
+    return _placed(services, ask(services, job, JobEvent.PAUSE))
 
 
 @router.post("/{job_id}/resume")
 def resume_job(services: ServicesDep, job: JobDep) -> JobBody:
     """Queue a paused job again; it goes on from its checkpoint."""
-    done = (JobState.QUEUED, JobState.RUNNING)
-    return _placed(services, _ask(services, job, JobEvent.RESUME, done))
+    return _placed(services, ask(services, job, JobEvent.RESUME))
 
 
 @router.post(
@@ -144,10 +156,10 @@ def retry_job(
 
 @router.delete("/{job_id}", status_code=204)
 def delete_job(services: ServicesDep, job_id: IdPath) -> Response:
-    """Delete an ended job and its log; a model it published stays."""
+    """Delete an ended job and its log; a model it published stays, an export goes."""
     with services.database.write() as connection:
         jobs.remove(connection, job_id)
-    shutil.rmtree(services.settings.data_dir / "runs" / job_id, ignore_errors=True)
+    remove_run_folders(services, [job_id])
     return Response(status_code=204)
 
 
@@ -198,8 +210,14 @@ def _run_folder(services: Services, job: Job) -> pathlib.Path:
     return services.settings.data_dir / "runs" / job.id
 
 
-def _accept(services: Services, body: JobRequest, idempotency_key: str | None) -> Job:
-    """Check a request completely, then put the job and its key on disk in one transaction."""
+def accept(services: Services, body: JobRequest, idempotency_key: str | None) -> Job:
+    """Check a request completely, then put the job and its key on disk in one transaction.
+
+    Raises:
+        ValidationFailed, RecipeError, WeightsError: Something of it is unknown or out of bounds.
+        DatasetNotFound, DatasetRejected: There is nothing to train on.
+        IdempotencyMismatch: The key was used for another request.
+    """
     fingerprint = durable.sha256_of_bytes(
         durable.canonical_json(["jobs", body.model_dump(mode="json")])
     )
@@ -213,9 +231,9 @@ def _accept(services: Services, body: JobRequest, idempotency_key: str | None) -
 
 def _insert(connection: Connection, body: JobRequest, spec: dict[str, Any]) -> str:
     dataset = datasets.get(connection, body.dataset)
-    _require_usable(dataset)
-    model = None
-    if body.type != "race":  # which publishes nothing
+    _require_usable(dataset, body.type)
+    model = spec.get("model")
+    if body.type == "fine_tune":
         model = body.model or model_name_from(dataset.name)
     new = jobs.NewJob(
         id=new_id("job"),
@@ -240,20 +258,27 @@ def _accept_retry(connection: Connection, job: Job, reproduce: bool) -> Job:
         retry_of=job.id,
     )
     if job.dataset_id is not None:
-        _require_usable(datasets.get(connection, job.dataset_id))
+        _require_usable(datasets.get(connection, job.dataset_id), job.type)
     return jobs.accept(connection, new)
 
 
-def _require_usable(dataset: Dataset) -> None:
+def _require_usable(dataset: Dataset, job_type: str) -> None:
     if dataset.status == "rejected":
         raise DatasetRejected(dataset.id)
+    if dataset.task == UNLABELLED and job_type != "batch_predict":
+        raise DatasetUnlabelled(sum(s["images"] for s in (dataset.splits or {}).values()))
 
 
 def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
     if body.type == "race":
         return race_spec(services.catalogue, services.vault, body)
+    if body.type == "batch_predict":
+        return batch_spec(body, resolve(services, batch_reference(body)))
     if body.type != "fine_tune":
-        raise ValidationFailed.one("/type", "not-offered", "fine_tune and race are offered yet")
+        offered = "exports are at POST /v1/models/{name}/versions/{version}/exports"
+        raise ValidationFailed.one("/type", "not-offered", f"not offered here; {offered}")
+    if body.model is not None and "@" in body.model:
+        raise ValidationFailed.one("/model", "not-a-name", "a new version has no number yet")
     check_parameters(body.recipe, body.parameters)
     services.catalogue.backbone(body.backbone)
     spec = body.model_dump(mode="json", exclude={"webhook", "priority"})
@@ -264,11 +289,16 @@ def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
     return spec
 
 
-def _ask(services: Services, job: Job, event: JobEvent, done: tuple[JobState, ...]) -> Job:
-    """Move a job if its state allows; a repeated request finds it done and changes nothing."""
+def ask(services: Services, job: Job, event: JobEvent) -> Job:
+    """Move a job if its state allows; a repeated request finds it done and changes nothing.
+
+    Raises:
+        JobNotFound: It was deleted meanwhile.
+        IllegalTransition: It cannot do that in its state.
+    """
     with services.database.write() as connection:
         current = jobs.get(connection, job.id)
-        if current.status in done:
+        if current.status in _DONE[event]:
             return current
         return lifecycle.move(connection, current, event)
 
@@ -278,7 +308,9 @@ def _preferred_wait(prefer: str | None) -> float:
     return min(float(match.group(1)), _LONGEST_WAIT_SECONDS) if match else 0.0
 
 
-async def _wait_for_end(services: Services, job: Job, wait_seconds: float) -> Job:
+async def wait_for_end(services: Services, job: Job, wait_seconds: float) -> Job:
+    """Return the job at its end, or as it is after `wait_seconds`."""
+
     def look() -> Job:
         with services.database.read() as connection:
             return jobs.get(connection, job.id)
@@ -322,7 +354,7 @@ def _body(job: Job, position: int | None) -> JobBody:
         attempt=job.attempt,
         retry_of=job.retry_of,
         result=job.result,
-        error=_error(job),
+        error=error_of(job),
         metadata=job.spec.get("metadata", {}),
         created_at=job.created_at,
         started_at=job.started_at,
@@ -330,7 +362,8 @@ def _body(job: Job, position: int | None) -> JobBody:
     )
 
 
-def _error(job: Job) -> dict[str, Any] | None:
+def error_of(job: Job) -> dict[str, Any] | None:
+    """Return why a job failed, as clients see it; None if it did not."""
     if job.error is None:
         return None
     code = job.error["code"]

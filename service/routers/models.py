@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Header, Path, Request, Response
 from sqlalchemy import Connection
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import FileResponse, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 
 from jobs.archives import pack_artifact, unpack_artifact
-from jobs.store import idempotency, models
+from jobs.exports import rows as exports
+from jobs.store import idempotency, models, shadows
 from jobs.store.models import LATEST_ALIAS, Model, NewVersion, Version
+from jobs.store.shadows import Compared
 from models_cache.artifacts import EVALUATION_FILE, Artifact
 from models_cache.durable import canonical_json, sha256_of_bytes
 from service.errors import NothingHere
 from service.json_body import json_body, json_request
-from service.schemas import AliasBody, AliasRequest, ModelBody, Page, VersionBody
-from service.services import After, IdempotencyKey, Limit, NamePath, Services, ServicesDep
+from service.schemas import (
+    AliasBody,
+    AliasRequest,
+    ComparisonBody,
+    Deleted,
+    ModelBody,
+    Page,
+    ShadowBody,
+    VersionBody,
+)
+from service.services import (
+    After,
+    IdempotencyKey,
+    Limit,
+    NamePath,
+    Services,
+    ServicesDep,
+    remove_run_folders,
+)
+from service.shadowing import ALIAS
 from service.uploads import receive
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -42,7 +63,8 @@ def list_models(services: ServicesDep, limit: Limit = 20, after: After = None) -
     """List models by name."""
     with services.database.read() as connection:
         found = models.page(connection, limit + 1, after)
-        bodies = [_model_body(connection, model) for model in found]
+        served = models.defaults(connection, [model.name for model in found])
+    bodies = [_model_body(model, served.get(model.name)) for model in found]
     return Page.of(bodies, limit)
 
 
@@ -50,15 +72,25 @@ def list_models(services: ServicesDep, limit: Limit = 20, after: After = None) -
 def get_model(services: ServicesDep, name: NamePath) -> ModelBody:
     """Return a model with its versions and aliases."""
     with services.database.read() as connection:
-        return _model_body(connection, models.get(connection, name))
+        model = models.get(connection, name)
+        return _model_body(model, models.defaults(connection, [name]).get(name))
 
 
-@router.delete("/{name}", status_code=204)
-def delete_model(services: ServicesDep, name: NamePath) -> Response:
-    """Delete a model; requests under way are answered, later ones find nothing."""
+@router.delete("/{name}", status_code=204, responses={200: {"model": Deleted}})
+def delete_model(
+    services: ServicesDep,
+    name: NamePath,
+    accept: Annotated[str, Header(description="With `application/json` the answer is 200.")] = "",
+) -> Response:
+    """Delete a model with its exports; requests under way are answered, later ones find nothing."""
     with services.database.write() as connection:
+        found = models.versions(connection, name)
         models.remove(connection, name)
-    return Response(status_code=204)
+        exported = _remove_exports(connection, found)
+    remove_run_folders(services, exported)
+    if "application/json" not in accept:
+        return Response(status_code=204)
+    return JSONResponse(Deleted(id=name, object="model").model_dump())  # OpenAI's client reads it
 
 
 @router.get("/{name}/versions")
@@ -100,9 +132,12 @@ def get_version(services: ServicesDep, name: NamePath, version: VersionPath) -> 
 
 @router.delete("/{name}/versions/{version}", status_code=204)
 def delete_version(services: ServicesDep, name: NamePath, version: VersionPath) -> Response:
-    """Delete a version that no alias points to; its number is not used again."""
+    """Delete a version that no alias points to, and its exports; its number is not used again."""
     with services.database.write() as connection:
+        found = models.version(connection, name, version)
         models.remove_version(connection, name, version)
+        exported = _remove_exports(connection, [found])
+    remove_run_folders(services, exported)
     return Response(status_code=204)
 
 
@@ -170,6 +205,48 @@ def put_alias(
     return AliasBody(model=name, alias=alias, version=body.version)
 
 
+@router.delete("/{name}/aliases/{alias}", status_code=204)
+def delete_alias(services: ServicesDep, name: NamePath, alias: AliasPath) -> Response:
+    """Remove an alias; the version it points to stays. `default` and `latest` cannot go."""
+    with services.database.write() as connection:
+        models.remove_alias(connection, name, alias)
+    return Response(status_code=204)
+
+
+@router.get("/{name}/shadow")
+def get_shadow(services: ServicesDep, name: NamePath) -> ShadowBody:
+    """Return how the version of alias `shadow`, and earlier ones, answered beside others."""
+    with services.database.read() as connection:
+        aliases = models.get(connection, name).aliases
+        found = shadows.of_model(connection, name)
+    return ShadowBody(
+        model=name,
+        version=aliases.get(ALIAS),
+        share=services.settings.shadow_fraction,
+        comparisons=[_comparison_body(pair) for pair in found],
+    )
+
+
+def _comparison_body(pair: Compared) -> ComparisonBody:
+    return ComparisonBody(
+        version=pair.version,
+        shadow=pair.shadow,
+        compared=pair.compared,
+        agreed=pair.agreed,
+        agreement=pair.agreed / pair.compared if pair.compared else None,
+        mean_difference=pair.sum_difference / pair.compared if pair.compared else None,
+        largest_difference=pair.most_difference,
+        failed=pair.failed,
+        since=pair.since,
+        until=pair.until,
+    )
+
+
+def _remove_exports(connection: Connection, versions: Iterable[Version]) -> list[str]:
+    """Remove what was exported of versions that go; return the ids of the jobs that did it."""
+    return [job_id for version in versions for job_id in exports.remove_all(connection, version)]
+
+
 def _publish(
     services: Services, name: str, artifact: Artifact, idempotency_key: str | None
 ) -> VersionBody:
@@ -198,14 +275,10 @@ def _insert(connection: Connection, new: NewVersion) -> str:
     return f"{version.name}@{version.version}"
 
 
-def _model_body(connection: Connection, model: Model) -> ModelBody:
+def _model_body(model: Model, served: Version | None) -> ModelBody:
     aliases = dict(model.aliases)
     if model.versions:
         aliases[LATEST_ALIAS] = max(model.versions)
-    default = None
-    number = model.aliases.get(models.DEFAULT_ALIAS)
-    if number is not None:
-        default = _version_body(models.version(connection, model.name, number), model.aliases)
     return ModelBody(
         id=model.name,
         created=int(model.created_at.timestamp()),
@@ -213,7 +286,7 @@ def _model_body(connection: Connection, model: Model) -> ModelBody:
         name=model.name,
         versions=model.versions,
         aliases=aliases,
-        default=default,
+        default=None if served is None else _version_body(served, model.aliases),
         created_at=model.created_at,
     )
 

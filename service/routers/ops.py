@@ -1,17 +1,23 @@
-"""Calls for operators: alive, ready."""
+"""Calls for operators: alive, ready, measured."""
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from jobs.store import workers
+from jobs.store import jobs, workers
+from jobs.store.database import utc_now
 from service.errors import NotReady
+from service.metrics import Backlog, Surroundings
 from service.services import Services, ServicesDep
 
 router = APIRouter(tags=["operations"])
@@ -35,6 +41,36 @@ async def readyz(services: ServicesDep) -> dict[str, Any]:
     if missing:
         raise NotReady(", ".join(missing))
     return {"status": "ready", "checks": checks, "device": (health or {}).get("device")}
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(services: ServicesDep) -> Response:
+    """Return what api and inference count, the jobs and the disk, in Prometheus' text format."""
+    of_inference, backlog, free_bytes = await asyncio.gather(
+        services.inference.metrics(),
+        run_in_threadpool(_backlog, services),
+        run_in_threadpool(_disk_free_bytes, services),
+    )
+    page = services.metrics.page(Surroundings(backlog, free_bytes, of_inference is not None))
+    return Response(page + (of_inference or b""), media_type=CONTENT_TYPE_LATEST)
+
+
+def _backlog(services: Services) -> Backlog | None:
+    """Return what the database says, or None if it does not answer."""
+    silence = timedelta(seconds=services.settings.lease_seconds)
+    try:
+        with services.database.read() as connection:
+            counts = jobs.count_by_status(connection)
+            since = jobs.queued_since(connection)
+            alive = workers.count_alive(connection, silence)
+    except SQLAlchemyError:
+        return None
+    age_seconds = 0.0 if since is None else (utc_now() - since).total_seconds()
+    return Backlog({state.value: count for state, count in counts.items()}, age_seconds, alive)
+
+
+def _disk_free_bytes(services: Services) -> int:
+    return shutil.disk_usage(services.settings.data_dir).free
 
 
 def _look(services: Services) -> dict[str, Any]:

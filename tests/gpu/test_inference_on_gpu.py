@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,18 +28,6 @@ DEADLINE_SECONDS = 60
 ARCHITECTURE = "resnet18"
 PREPROCESSING = Preprocessing()
 Pixels = NDArray[np.uint8]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def full_float32() -> Iterator[None]:
-    if not torch.cuda.is_available():
-        if os.environ.get("GRAFT_REQUIRE_GPU") == "1":
-            pytest.fail("GRAFT_REQUIRE_GPU=1, but torch finds no CUDA device")
-        pytest.skip("torch finds no CUDA device")
-    before = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    yield
-    torch.backends.cudnn.conv.fp32_precision = before  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +87,8 @@ def predict(predictor: Predictor, digests: list[str], images: list[Pixels]) -> t
     models = [predictor.pin(digest).value for digest in digests]
     queued = [QueuedImage(model, pixels) for model, pixels in zip(models, images, strict=True)]
     outcomes = predictor.forward(models[0].backbone_key, queued)
-    return torch.stack([found.scores for found in outcomes if isinstance(found, ImageOutput)])
+    scores = [found.scores for found in outcomes if isinstance(found, ImageOutput)]
+    return torch.from_numpy(np.stack(scores))
 
 
 def test_a_model_made_on_a_cpu_is_accepted_and_answers_the_same_on_cuda(data_folder: Path) -> None:
@@ -133,7 +120,7 @@ def test_a_batch_beyond_the_memory_of_the_device_is_answered_in_parts(data_folde
     torch.cuda.set_per_process_memory_fraction(bound)
     batcher = Batcher[BackboneKey, QueuedImage, ImageOutput](predictor.forward, count, count)
     try:
-        answers = [batcher.submit(key, QueuedImage(model, pixels)) for pixels in images]
+        answers = [batcher.submit(key, "me", QueuedImage(model, pixels)) for pixels in images]
         batcher.start()
         sizes = {answer.result(DEADLINE_SECONDS).batch_images for answer in answers}
     finally:

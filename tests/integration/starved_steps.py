@@ -14,7 +14,7 @@ from jobs.tasks.classification import Classification
 from jobs.training.device import set_up
 from jobs.training.optimizer import build_optimizer, prepare_modules
 from jobs.training.state import TrainingState
-from jobs.training.step import Batch, Learner, train_step, within_memory
+from jobs.training.step import Batch, Learner, compute_gradients, update_weights, within_memory
 from models_cache.backbones import build_classifier
 from models_cache.errors import GraftError
 
@@ -40,7 +40,8 @@ def main(spare_bytes: int) -> None:
     )
     images = torch.randint(0, 256, (_IMAGES, 224, 224, 3), dtype=torch.uint8)
     batch = Batch(images, torch.arange(_IMAGES) % 2, None)
-    train_step(state, Batch(images[:1], batch.targets[:1], None), learner)
+    first = Batch(images[:1], batch.targets[:1], None)
+    update_weights(state, 1, compute_gradients(state, first, learner))
     mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit_bytes = mapped_pages * resource.getpagesize() + spare_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
@@ -48,10 +49,11 @@ def main(spare_bytes: int) -> None:
     code = None
     try:
         for _ in range(2):
-            within_memory(
+            loss = within_memory(
                 state, _IMAGES, lambda code, _message: warnings.append(code),
-                lambda: train_step(state, batch, learner),
+                lambda: compute_gradients(state, batch, learner),
             )  # fmt: skip
+            update_weights(state, _IMAGES, loss)
     except GraftError as error:
         code = error.code
     found = {"most_images": state.most_images, "warnings": warnings, "steps": state.step}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from jobs import engine_builds, publish
 from jobs.store import datasets, jobs, leases, workers
 from jobs.store.database import Database
 from models_cache import engine_store
+from models_cache.answers import ImageOutput, QueuedImage
 from models_cache.backbones import build_backbone
 from models_cache.blobs import BlobStore
 from models_cache.decode import ImageLimits
@@ -22,6 +25,7 @@ from models_cache.engine_store import EngineKey, EngineRecord, EngineStore, engi
 from models_cache.features import freeze
 from models_cache.predictor import Predictor
 from models_cache.preprocessing import Preprocessing
+from service.engine_wishes import EngineWishes
 from tests.training_jobs import (
     TrainingChildren,
     TrainingJob,
@@ -62,6 +66,15 @@ def keep_engine(job: TrainingJob, wanted: dict[str, Any]) -> None:
 def engine_of(job: TrainingJob) -> str:
     (resolved,) = (line["resolved"] for line in job.lines() if line["kind"] == "resolved")
     return str(resolved["numerics"]["engine"])
+
+
+def repeating(job: TrainingJob, job_id: str) -> TrainingJob:
+    """Return a job that is to repeat another one to the bit, its features not cached."""
+    (receipt,) = (line["resolved"] for line in job.lines() if line["kind"] == "resolved")
+    for file in (job.data_folder / "cache" / "features").iterdir():
+        file.unlink()
+    spec = {**job.spec, "reproduce": {"job": "job_first", "receipt": receipt}}
+    return TrainingJob(job.data_folder, job_id, spec)
 
 
 def model_of(job: TrainingJob) -> str:
@@ -116,7 +129,59 @@ def test_built_engine_serves_new_images_and_throws_no_cache_away(
     assert engine_of(many_more) == engine_name()
     predictor = Predictor(many_more.data_folder, torch.device("cpu"), 1 << 30, ImageLimits())
     with predictor.pin(many_more.result()["artifact"]["digest"]) as model:
-        assert model.backbone.name == engine_name()
+        assert model.backbone.engine.name == engine_name()
+
+
+def test_serving_takes_the_engine_that_is_built_while_it_serves(
+    children: TrainingChildren, head: Callable[..., TrainingJob]
+) -> None:
+    job = head("job_1", 4)
+    assert job.run(children) == 0
+    digest, wanted = job.result()["artifact"]["digest"], job.result()["next_engine"]
+    predictor = Predictor(job.data_folder, torch.device("cpu"), 1 << 30, ImageLimits())
+    before = predictor.pin(digest)
+    assert before.value.backbone.engine.name != engine_name()
+    assert before.value.backbone.wanted_engine == wanted  # as the training says: built once
+    predictor.adopt_built_engines()
+    with predictor.pin(digest) as model:
+        assert model.backbone is before.value.backbone
+    keep_engine(job, wanted)
+    predictor.adopt_built_engines()
+    after = predictor.pin(digest)
+    assert after.value.backbone.engine.name == engine_name()
+    assert after.value.backbone.wanted_engine is None
+    assert after.value.head is before.value.head
+    images = [
+        QueuedImage(model, pixels)
+        for model in (before.value, after.value)
+        for pixels in after.value.backbone.golden_images
+    ]
+    for queued in (images, images[2:] + images[:2]):  # a batch may hold images of both
+        outcomes = predictor.forward(after.value.backbone_key, queued)
+        found = [outcome.scores for outcome in outcomes if isinstance(outcome, ImageOutput)]
+        np.testing.assert_allclose(found[:2], found[2:], atol=1e-3)
+    before.release()
+    after.release()
+
+
+def test_serving_has_a_missing_engine_queued_once(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
+    database.migrate()
+    spec = {"architecture": "resnet18", "weights": {"sha256": "0" * 64}, "engine": "some 1.0"}
+
+    async def story() -> None:
+        first, second = EngineWishes(database), EngineWishes(database)  # of two api processes
+        for wishes in (first, first, second):
+            wishes.hear(spec, "default")
+            wishes.hear(None, "default")
+        await first.close()
+        await second.close()
+
+    asyncio.run(story())
+    with database.read() as connection:
+        (queued,) = jobs.newest_of_type(connection, engine_builds.TYPE, 10)
+    assert queued.spec == spec
+    database.close()
 
 
 def test_later_attempts_stay_with_the_engine_of_the_first(
@@ -132,6 +197,45 @@ def test_later_attempts_stay_with_the_engine_of_the_first(
     assert killed.run(children) == 0
     assert engine_of(killed) == engine_of(whole)
     assert model_of(killed) == model_of(whole)
+
+
+def test_reproduction_uses_the_engine_of_its_receipt_though_a_faster_one_is_ready(
+    children: TrainingChildren, head: Callable[..., TrainingJob]
+) -> None:
+    first = head("job_first", 4)
+    assert first.run(children) == 0
+    keep_engine(first, first.result()["next_engine"])
+    again = repeating(first, "job_again")
+    assert again.run(children) == 0
+    assert embedded_images(again) > 0
+    assert engine_of(again) == engine_of(first) != engine_name()
+    assert model_of(again) == model_of(first)
+
+
+def test_reproduction_names_the_engine_that_is_gone(
+    children: TrainingChildren, head: Callable[..., TrainingJob]
+) -> None:
+    before = head("job_before", 4)
+    assert before.run(children) == 0
+    keep_engine(before, before.result()["next_engine"])
+    first = head("job_first", 40)
+    assert first.run(children) == 0
+    assert engine_of(first) == engine_name()
+    again = repeating(first, "job_again")
+    assert again.run(children) == 0
+    assert (engine_of(again), model_of(again)) == (engine_name(), model_of(first))
+
+    for file in (first.data_folder / "cache" / "engines").iterdir():
+        file.unlink()
+    cached = TrainingJob(first.data_folder, "job_cached", again.spec)
+    assert cached.run(children) == 0  # with every feature cached no engine is needed
+    assert model_of(cached) == model_of(first)
+    refused = repeating(first, "job_refused")
+    assert refused.run(children) == 0
+    error = refused.lines()[-1]
+    assert (error["kind"], error["code"]) == ("error", "not-reproducible")
+    assert f"numerics.engine was {engine_name()!r} and is" in error["message"]
+    assert not any(line.get("phase") == "head" for line in refused.lines())
 
 
 def test_engine_is_queued_once_and_not_again_after_a_failure(tmp_path: Path) -> None:

@@ -40,9 +40,11 @@ class Room:
         self.host: Memory | None = PLENTY
         self.gpu: Memory | None = None
 
-    def gate(self, database: Database, folder: Path, gpus: int = 0, patience: float = 60.0) -> Gate:
+    def gate(
+        self, database: Database, folder: Path, gpus: tuple[str, ...] = (), patience: float = 60.0
+    ) -> Gate:
         machine = Machine(data_folder=folder, gpus=gpus)
-        return Gate(database, machine, patience, lambda: self.host, lambda _index: self.gpu)
+        return Gate(database, machine, patience, lambda: self.host, lambda _name: self.gpu)
 
 
 def queue(database: Database, job_id: str, **parameters: Any) -> Job:  # noqa: ANN401
@@ -120,7 +122,7 @@ def test_full_gpu_is_waited_for_although_the_host_has_room(
     database: Database, tmp_path: Path
 ) -> None:
     room = Room()
-    gate = room.gate(database, tmp_path, gpus=1)
+    gate = room.gate(database, tmp_path, gpus=("GPU-a",))
     first, second = queue(database, "job_1"), queue(database, "job_2")
     room.gpu = Memory(6 * _GIB, 6 * _GIB)
     admitted = gate.ask(first, "train", 0, [])

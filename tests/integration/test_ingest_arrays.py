@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
+from models_cache.artifacts import MULTILABEL
 from models_cache.pixels import PixelKey
 from tests.arrays import CLASS_NAMES, drawn, hdf5_bytes, npz_bytes
 from tests.integration.test_ingest import Uploads
@@ -49,6 +50,25 @@ def test_both_formats_become_the_same_dataset(uploads: Uploads, tmp_path: Path) 
         np.testing.assert_array_equal(packed.image(position), images[number])
     assert [item["path"] for item in hdf5.report["ignored"]] == ["notes"]
     assert any(line.get("unit") == "bytes" for line in npz.lines), "no progress was shown"
+
+
+def test_several_labels_become_the_same_dataset_from_both_formats(
+    uploads: Uploads, tmp_path: Path
+) -> None:
+    images, labels = drawn()
+    sets = np.stack([labels == 0, labels == 1, np.arange(len(labels)) % 3 == 0], axis=1)
+    names = np.array([b"disc", b"square", b"third"])
+
+    def write(file: h5py.File) -> None:
+        file["images"], file["labels"], file["class_names"] = images, sets, names
+
+    npz = uploads.ingest(npz_bytes(images=images, labels=sets.astype(int), class_names=names))
+    hdf5 = uploads.ingest(hdf5_bytes(tmp_path, write))
+    assert hdf5.dataset["digest"] == npz.dataset["digest"]
+    assert npz.manifest.task == MULTILABEL
+    for entry in npz.manifest.images:
+        found = {npz.manifest.classes[label].encode() for label in entry.labels}
+        assert found == set(names[sets[int(Path(entry.path).stem)]])
 
 
 def test_arrays_may_be_added_to_a_dataset_of_files(uploads: Uploads, tmp_path: Path) -> None:

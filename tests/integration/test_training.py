@@ -40,6 +40,7 @@ from models_cache.classifiers import (
     check_golden,
     golden_outputs,
     load_classifier,
+    outputs_of_classifier,
     tensors_to_publish,
 )
 from models_cache.decode import center_crop, decode_rgb, resize_shorter_side
@@ -201,7 +202,7 @@ def test_a_head_job_gives_a_model_that_serves_what_was_reported(
     assert artifact.facts.kind == "head"
     weights_path = first.data_folder / "weights" / str(resolved["weights"]["file"])
     classifier = load_classifier(artifact, blobs, weights_path)
-    check_golden(classifier, artifact, blobs)
+    check_golden(outputs_of_classifier(classifier, artifact.facts.preprocessing), artifact, blobs)
     evaluation = json.loads(blobs.read(result["evaluation_sha256"]))
     assert evaluation["split"] == "val"
     images = {entry.id: entry for entry in manifest_of(first).images}
@@ -592,8 +593,9 @@ def test_a_lack_of_memory_is_neither_another_engine_nor_a_malformed_artifact(
     finished = job()
     assert finished.run(children) == 0
     blobs = BlobStore(finished.data_folder / "blobs")
+    outputs_of = outputs_of_classifier(Classifier(Hungry(error), 512, 2), SMALL)
     with pytest.raises(type(error)):
-        check_golden(Classifier(Hungry(error), 512, 2), artifact_of(finished), blobs)
+        check_golden(outputs_of, artifact_of(finished), blobs)
 
 
 def test_a_head_of_zeros_does_not_pass_with_another_backbone(tmp_path: Path) -> None:
@@ -612,9 +614,9 @@ def test_a_head_of_zeros_does_not_pass_with_another_backbone(tmp_path: Path) -> 
     )
     tensors, golden = tensors_to_publish(first, "whole"), golden_outputs(first, SMALL)
     artifact = write_artifact(blobs, facts, tensors, golden)
-    check_golden(first, artifact, blobs)
+    check_golden(outputs_of_classifier(first, artifact.facts.preprocessing), artifact, blobs)
     with pytest.raises(ArtifactGoldenMismatch):
-        check_golden(second, artifact, blobs)
+        check_golden(outputs_of_classifier(second, artifact.facts.preprocessing), artifact, blobs)
 
 
 def test_a_model_scores_images_the_same_alone_and_in_a_batch(dataset: LoadedDataset) -> None:

@@ -55,7 +55,10 @@ def test_peak_of_earlier_jobs_of_the_kind_counts_with_a_margin() -> None:
         (spec(), {"peak_memory_bytes": 7000, "peak_device_memory_bytes": 5000}),
     ]
     assert need_of(spec(), earlier, None, on_gpu=False) == Need(2200, 0, measured=True)
-    assert need_of(spec(), earlier, None, on_gpu=True) == Need(7700, 5500, measured=True)
+    on_gpu = need_of(spec(), earlier, None, on_gpu=True)
+    assert on_gpu.host_bytes == 7700
+    context_bytes = on_gpu.device_bytes - 5500  # of CUDA: no figure of torch's has it
+    assert 400 << 20 < context_bytes < 1 << 30
 
 
 def test_races_of_other_backbones_are_of_another_kind() -> None:

@@ -135,6 +135,83 @@ def test_labels_may_be_texts_and_splits_given(tmp_path: Path, pack: Pack) -> Non
     assert next(iter(found.images)) == "train/images/00.png"
 
 
+SETS = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 0]] * (N // 3))
+
+
+@PACKERS
+@pytest.mark.parametrize("dtype", ["u1", "?", "<i8", ">i2"])
+def test_labels_with_a_column_for_each_class_are_several(
+    tmp_path: Path, pack: Pack, dtype: str
+) -> None:
+    names = np.array([b"ant", b"bee", "Käfer".encode()])
+    data = pack(tmp_path, images=drawn()[0], labels=SETS.astype(dtype), class_names=names)
+    found = unpacked(tmp_path, data)
+    assert found.several
+    assert spellings(found)[:3] == ["ant", "Käfer|bee", ""]
+    labelled = label_images(found, [], LIMITS, Report())
+    assert [image.names for image in labelled[:3]] == [("ant",), ("Käfer", "bee"), ()]
+
+
+@PACKERS
+def test_columns_without_names_are_called_by_their_numbers(tmp_path: Path, pack: Pack) -> None:
+    found = unpacked(tmp_path, pack(tmp_path, images=drawn()[0], labels=SETS))
+    assert spellings(found)[:3] == ["0", "1|2", ""]
+
+
+def test_several_labels_in_fortran_order_are_the_same(tmp_path: Path) -> None:
+    data = npz_bytes(images=drawn()[0], labels=np.asfortranarray(SETS))
+    assert spellings(unpacked(tmp_path, data))[:3] == ["0", "1|2", ""]
+
+
+@PACKERS
+def test_a_cell_that_is_neither_0_nor_1_is_named_by_row_and_column(
+    tmp_path: Path, pack: Pack
+) -> None:
+    wrong = SETS.copy()
+    wrong[4, 2], wrong[7, 0] = 2, -1
+    error = refused(tmp_path, pack(tmp_path, images=drawn()[0], labels=wrong))
+    assert error.code == "array-cells-invalid"
+    assert error.facts["cells"] == [[4, 2, 2], [7, 0, -1]]
+    assert "2 of the 36 cells" in str(error)
+
+
+@PACKERS
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        ([b"ant", b"bee"], "array-names-mismatch"),
+        ([b"ant", b"bee", b"c", b"d"], "array-names-mismatch"),
+        ([b"ant", b"bee|c", b"d"], "array-values-invalid"),
+        ([b"ant", b" ", b"d"], "array-values-invalid"),
+        ([b"ant", b"bee", b" ant"], "array-values-invalid"),
+    ],
+)
+def test_names_that_do_not_fit_the_columns_are_refused(
+    tmp_path: Path, pack: Pack, names: list[bytes], code: str
+) -> None:
+    data = pack(tmp_path, images=drawn()[0], labels=SETS, class_names=names)
+    assert refused(tmp_path, data).code == code
+
+
+@PACKERS
+def test_columns_and_labels_of_all_images_are_bounded(
+    tmp_path: Path, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pack(tmp_path, images=drawn()[0], labels=SETS)
+    assert refused(tmp_path, data, IngestLimits(max_classes=2)).code == "too-many-classes"
+    monkeypatch.setattr("jobs.datasets.array_rules._MAX_LABELS", 11)
+    folder = tmp_path / "again"
+    folder.mkdir()
+    assert refused(folder, data).code == "array-too-large"
+
+
+def test_several_labels_of_hdf5_come_out_of_its_process(tmp_path: Path) -> None:
+    data = as_hdf5(tmp_path, images=drawn()[0], labels=SETS.astype(bool))
+    found = unpacked(tmp_path, data, reader=open_hdf5_apart)
+    assert found.several
+    assert spellings(found)[:3] == ["0", "1|2", ""]
+
+
 def test_npz_takes_unicode_texts_and_fortran_order(tmp_path: Path) -> None:
     images, labels = drawn()
     texts = np.array(["Ameise", "Böse 🐝"])[labels]
@@ -223,6 +300,9 @@ def test_a_zip_with_images_beside_arrays_is_no_npz(tmp_path: Path) -> None:
         (lambda i, n: {"images": i, "labels": n * 1.0}, "array-type-unsupported"),
         (lambda i, n: {"images": i, "labels": n == 1}, "array-type-unsupported"),
         (lambda i, n: {"images": i, "labels": np.eye(2, dtype="f4")[n]}, "array-type-unsupported"),
+        (lambda i, _: {"images": i, "labels": SETS[:-1]}, "array-length-mismatch"),
+        (lambda i, n: {"images": i, "labels": np.stack([n, n], 1)[..., None]},
+         "array-type-unsupported"),
         (lambda i, n: {"images": i, "labels": np.where(n, np.nan, 1.0)}, "array-values-invalid"),
         (lambda i, _: {"images": i, "labels": np.array([b"\xff"] * N)}, "array-values-invalid"),
         (lambda i, n: {"images": i, "labels": n, "class_names": [b"a"]}, "array-values-invalid"),

@@ -30,6 +30,7 @@ from models_cache.classifiers import (
     golden_outputs,
     load_classifier,
     load_head,
+    outputs_of_classifier,
     tensors_to_publish,
 )
 from models_cache.durable import canonical_json
@@ -107,8 +108,10 @@ def test_a_loaded_classifier_gives_the_logits_of_the_trained_one(
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(loaded(images), classifier(images))
-    assert torch.equal(load_head(artifact, blobs).weight, classifier.head.weight)
-    check_golden(loaded, artifact, blobs)
+    weight, bias = load_head(artifact, blobs)
+    assert torch.equal(torch.from_numpy(weight.copy()), classifier.head.weight)
+    assert torch.equal(torch.from_numpy(bias.copy()), classifier.head.bias)
+    check_golden(outputs_of_classifier(loaded, artifact.facts.preprocessing), artifact, blobs)
 
 
 def test_a_head_is_small_and_shares_its_backbone(blobs: BlobStore, classifier: Classifier) -> None:
@@ -206,7 +209,13 @@ def test_an_artifact_of_the_first_format_is_still_read(
     old = blobs.put_bytes(canonical_json({**value, "format": 1}))
     artifact = verify_artifact(blobs, old.sha256)
     assert artifact.facts.calibration is None
-    check_golden(load_classifier(artifact, blobs, weights_path), artifact, blobs)
+    check_golden(
+        outputs_of_classifier(
+            load_classifier(artifact, blobs, weights_path), artifact.facts.preprocessing
+        ),
+        artifact,
+        blobs,
+    )
     newer = {**value, "format": 1, "files": {**value["files"], "README.md": old.as_json()}}
     with pytest.raises(ArtifactMalformed, match="README"):
         parse_artifact(canonical_json(newer))
@@ -220,7 +229,7 @@ def test_golden_outputs_reveal_other_weights(
     with torch.no_grad():
         next(loaded.backbone.parameters()).mul_(1.1)
     with pytest.raises(ArtifactGoldenMismatch):
-        check_golden(loaded, artifact, blobs)
+        check_golden(outputs_of_classifier(loaded, artifact.facts.preprocessing), artifact, blobs)
 
 
 def test_golden_outputs_reveal_other_preprocessing(
@@ -232,7 +241,13 @@ def test_golden_outputs_reveal_other_preprocessing(
         artifact, facts=dataclasses.replace(artifact.facts, preprocessing=moved)
     )
     with pytest.raises(ArtifactGoldenMismatch):
-        check_golden(load_classifier(artifact, blobs, weights_path), altered, blobs)
+        check_golden(
+            outputs_of_classifier(
+                load_classifier(artifact, blobs, weights_path), altered.facts.preprocessing
+            ),
+            altered,
+            blobs,
+        )
 
 
 def test_golden_images_hold_no_photograph(blobs: BlobStore, classifier: Classifier) -> None:

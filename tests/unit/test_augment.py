@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from jobs.datasets.loading import LoadedDataset, load_dataset
 from jobs.training.augment import Augmentation
+from jobs.training.batched_crops import resized
 from jobs.training.mixing import Mixing, draw_mixing
 from jobs.training.policies import randaugment, trivialaugment
 from jobs.training.schedule import Schedule
@@ -115,6 +117,25 @@ def test_an_image_becomes_as_many_pictures_as_said(
     assert len(pictures) == (views or 20)
     if views:
         assert {augmentation.view(draw) for draw in draws} == set(range(views))
+
+
+def test_rectangles_of_a_batch_are_resized_together_as_one_by_one() -> None:
+    generator = np.random.default_rng(0)
+    sizes = [(90, 120), (40, 31), (64, 64), (7, 200), (200, 1)]  # smaller, larger, both
+    smooth = np.add.outer(np.arange(200), np.arange(200))[..., None] % 256 * np.ones(3)
+    noise = generator.integers(0, 256, (200, 200, 3))
+    for picture in (smooth, noise):
+        cuts = [picture[:high, :wide].astype(np.uint8) for high, wide in sizes]
+        flips = [index % 2 == 1 for index in range(len(sizes))]
+        together = resized(cuts, flips, 64, torch.device("cpu"))
+        assert (together.shape, together.dtype) == ((5, 64, 64, 3), torch.uint8)
+        assert together.is_contiguous()
+        for cut, flip, found in zip(cuts, flips, together, strict=True):
+            image = torch.from_numpy(cut.copy()).permute(2, 0, 1)[None].float()
+            exact = interpolate(image, size=(64, 64), mode="bilinear", antialias=True)
+            exact = exact[0].permute(1, 2, 0)
+            expected = exact.flip(1) if flip else exact
+            assert (found.float() - expected).abs().max() <= 0.51
 
 
 def load(values: Tensor) -> Callable[[np.ndarray], Tensor]:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from jobs.datasets.appearance import Appearance, appearance_of
 from jobs.datasets.diagnosis import KINDS, SEVERITIES, Finding, as_severe_as
 from jobs.datasets.doctor import examine
 from jobs.datasets.manifest import LabelledImage, Manifest, build_manifest
+from jobs.training.doctor import odd_features
 from tests.images import draw_shape
 
 SHARP = appearance_of(draw_shape("disc", 1, (96, 80)))
@@ -128,3 +130,11 @@ def test_every_kind_of_finding_is_documented_and_every_documented_kind_exists() 
     rows = re.findall(r"^\| `([a-z-]+)` \| (\w+) \| .* \| (.*) \|$", text, re.MULTILINE)
     documented = {code: (severity, remedy.rstrip(".")) for code, severity, remedy in rows}
     assert documented == {code: (kind.severity, kind.remedy) for code, kind in KINDS.items()}
+
+
+def test_what_was_not_looked_for_among_too_many_images_is_said() -> None:
+    many = [(f"m{i}", "train", "ab"[i % 2]) for i in range(20_001)]
+    (finding,) = odd_features(manifest_of(many), torch.zeros(20_001, 2), lambda: None)
+    assert (finding.code, finding.severity) == ("not-compared", "info")
+    assert "there are 20001 images, and up to 20000 are compared" in finding.message
+    assert {item["check"] for item in finding.items} < set(KINDS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
-from jobs.eta import PhaseEstimate, TrainingEstimate, TrainingPlan
+from jobs.eta import PhaseEstimate, Rates, TrainingEstimate, TrainingPlan
+from jobs.training.rates import RatesFolder
 
 HYMENOPTERA = TrainingPlan(
     images=397,
@@ -32,6 +34,7 @@ class Job:
         cached: Whether the features are there.
         slower: Factor by step on the seconds of steps, if the machine changes.
         resumed_at: The step of the checkpoint that it goes on from; None for a new job.
+        earlier: What the job before needed.
     """
 
     plan: TrainingPlan
@@ -41,11 +44,12 @@ class Job:
     cached: bool = False
     slower: dict[int, float] = field(default_factory=dict)
     resumed_at: int | None = None
+    earlier: Rates = field(default_factory=Rates)
     now: float = 100.0
     said: list[tuple[float, float | None]] = field(default_factory=list)
 
     def run(self) -> Job:
-        self.estimate = TrainingEstimate(self.plan, lambda: self.now)
+        self.estimate = TrainingEstimate(self.plan, self.earlier, lambda: self.now)
         if self.resumed_at is None:
             self.features()
             self.head()
@@ -156,6 +160,31 @@ def test_nothing_is_said_before_something_was_measured() -> None:
     before_the_first_step = [left for at, left in job.said if at < 100.5]
     assert before_the_first_step
     assert set(before_the_first_step) == {None}
+
+
+def test_job_after_another_of_its_kind_is_estimated_from_its_start() -> None:
+    first = Job(HYMENOPTERA).run()
+    again = Job(HYMENOPTERA, earlier=first.estimate.rates()).run()
+    assert all(left is not None for _, left in again.said)
+    assert max(again.errors()) < 0.05
+    cached = Job(HYMENOPTERA, cached=True, earlier=first.estimate.rates()).run()
+    assert cached.estimate.rates().frozen_image == first.estimate.rates().frozen_image
+    slower = Job(
+        HYMENOPTERA, image_seconds=0.024, frozen_seconds=0.012, earlier=first.estimate.rates()
+    ).run()
+    assert max(slower.errors()[40:]) < 0.25  # what is measured wins over what was
+
+
+def test_rates_are_kept_by_kind_and_damaged_ones_are_none(tmp_path: Path) -> None:
+    folder, rates = RatesFolder(tmp_path / "rates"), Rates(0.1, None, 2.0)
+    assert folder.read({"batch": 1}) == Rates()
+    folder.write({"batch": 1}, rates)
+    assert folder.read({"batch": 1}) == rates
+    assert folder.read({"batch": 2}) == Rates()
+    (file,) = (tmp_path / "rates").iterdir()
+    for damaged in (b"", b"[]", b'{"other": 1}', b"\xff"):
+        file.write_bytes(damaged)
+        assert folder.read({"batch": 1}) == Rates()
 
 
 def test_steady_work_counts_down_and_ends_near_zero() -> None:

@@ -1,10 +1,10 @@
-"""How much memory there is, read from files of the kernel and lines of the driver."""
+"""How much memory there is, read from files of the kernel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.memory import Memory, gpu_memory, host_memory
+from jobs.memory import Memory, host_memory
 
 _GIB = 1 << 30
 
@@ -59,7 +59,3 @@ def test_this_host_has_memory() -> None:
     memory = host_memory()
     assert memory is not None
     assert 0 < memory.available_bytes <= memory.total_bytes
-
-
-def test_gpu_that_is_not_there_is_unknown() -> None:
-    assert gpu_memory(63) is None

@@ -15,9 +15,11 @@ import torchvision
 
 from jobs.evaluation.card import DataSummary, model_card
 from jobs.evaluation.judged import Basis, JudgedImages
+from jobs.evaluation.judged_labels import Thresholds, label_basis
 from jobs.evaluation.plots import plots
 from jobs.tasks.classification import Classification
-from models_cache.artifacts import PLOT_FILES, ArtifactFacts, Kind, write_artifact
+from jobs.tasks.multilabel import Multilabel
+from models_cache.artifacts import MULTILABEL, PLOT_FILES, ArtifactFacts, Kind, write_artifact
 from models_cache.backbones import Classifier, build_backbone, feature_width
 from models_cache.blobs import BlobStore
 from models_cache.classifiers import golden_outputs, tensors_to_publish
@@ -70,6 +72,42 @@ def test_two_classes_have_every_plot_and_the_same_figures_the_same_bytes() -> No
     assert plots(evaluation, basis.calibration) == drawn
     bare = plots(Classification(("a", "b", "c")).evaluation(judged_alone(), None), None)
     assert set(bare) == {"confusion.svg", "reliability.svg"}
+
+
+def test_several_labels_have_plots_and_a_card_too() -> None:
+    evaluation, basis = evaluated_labels()
+    drawn = plots(evaluation, basis.calibration)
+    assert set(drawn) == set(PLOT_FILES) - {"confusion.svg"}
+    for data in drawn.values():
+        check_svg(data.decode())
+    assert "all labels" in drawn["roc.svg"].decode()
+    facts = dataclasses.replace(
+        facts_of("squeezenet1_1", task=MULTILABEL, thresholds=(0.3, 0.4)),
+        calibration=basis.calibration,
+    )
+    card = model_card(facts, evaluation, DataSummary("d", {"val": {"ant": 3}}), list(drawn))
+    assert set(re.findall(r"\]\(([a-z-]+\.svg)\)", card)) == set(drawn)
+    assert f"sigmoid(logits / {basis.calibration.temperature:.4f})" in card
+    assert "An answer is the whole set of labels" in card
+    assert "| ECE before | ECE after |" in card
+
+
+def evaluated_labels() -> tuple[dict[str, Any], Basis]:
+    """Return the evaluation of drawn images with up to two labels, and its basis."""
+    known, judged = (labelled(split, seed) for seed, split in enumerate(("train-folds", "val")))
+    basis = label_basis(known)
+    thresholds = Thresholds.chosen(known, basis.calibration)
+    return Multilabel(("ant", "bee")).evaluation(judged, basis, thresholds), basis
+
+
+def labelled(split: str, seed: int) -> JudgedImages:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (120, 2))
+    targets = torch.from_numpy(rng.random((120, 2)) < 1 / (1 + np.exp(-logits))).float()
+    features = torch.from_numpy(rng.normal(size=(120, 8))).float()
+    ids = [f"{split}-{index}" for index in range(120)]
+    folds = torch.arange(120) % 5
+    return JudgedImages(split, ids, targets, torch.from_numpy(logits).float(), features, folds)
 
 
 def judged_alone() -> JudgedImages:
@@ -173,6 +211,22 @@ def test_the_code_of_a_card_loads_the_model_without_this_project(
     found: dict[str, Any] = {}
     exec(code, found)  # noqa: S102 - the point; it raises where golden outputs differ
     assert found["scores"].shape == (2, 2)
+
+
+def test_the_code_of_a_card_gives_labels_by_calibrated_scores() -> None:
+    _, basis = evaluated_labels()
+    facts = dataclasses.replace(
+        facts_of("squeezenet1_1", task=MULTILABEL, thresholds=(0.3, 0.4)),
+        calibration=basis.calibration,
+    )
+    code = loading_code(facts)
+    assert code is not None
+    logits = torch.tensor([[1.0, -1.0]])
+    found: dict[str, Any] = {"torch": torch, "logits": logits}
+    exec(code[code.index("scores =") :], found)  # noqa: S102 - the last lines; the rest is above
+    expected = (logits / basis.calibration.temperature).sigmoid()
+    torch.testing.assert_close(found["scores"], expected)
+    assert found["labels"].tolist() == (expected >= torch.tensor([0.3, 0.4])).tolist()
 
 
 def test_networks_that_torchvision_cannot_load_plainly_have_no_code() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from jobs.datasets.manifest import build_manifest
-from jobs.evaluation.judged import JudgedImages
+from jobs.evaluation.calibrating import label_reliability
+from jobs.evaluation.judged import Basis, JudgedImages
+from jobs.evaluation.judged_labels import Thresholds, best_threshold, label_basis, label_scores
+from jobs.evaluation.ranking import average_precision
 from jobs.recipes import HeadRecipe
 from jobs.tasks.kinds import task_of
-from jobs.tasks.multilabel import Multilabel, average_precision, best_threshold
+from jobs.tasks.multilabel import Multilabel
 from jobs.training.head import assign_folds, fit_head, strata
 from jobs.training.head_loss import balanced
 from tests.unit.test_multilabel_data import image
@@ -77,9 +82,9 @@ def test_evaluation_counts_by_class_and_over_all() -> None:
         JudgedImages(split, ["a", "b", "c"], targets, scores.logit(), scores, torch.arange(3))
         for split in ("train-folds", "val")
     )
-    task = Multilabel(CLASSES).with_thresholds(known)
-    assert task.thresholds == pytest.approx((0.45, 0.4, 0.4))
-    found = task.evaluation(judged)
+    thresholds = Thresholds.chosen(known, None)
+    assert thresholds.values == pytest.approx((0.45, 0.4, 0.4))
+    found = Multilabel(CLASSES).evaluation(judged, None, thresholds)
     assert [row["f1"] for row in found["per_class"]] == pytest.approx([1, 2 / 3, 1])
     assert found["micro_f1"] == pytest.approx(8 / 9)
     assert found["macro_f1"] == pytest.approx(8 / 9)
@@ -87,6 +92,100 @@ def test_evaluation_counts_by_class_and_over_all() -> None:
     assert found["mean_average_precision"] == pytest.approx((1 + 0.5 + 1) / 3)
     assert found["predictions"][1]["predicted"] == ["ant", "bee"]
     assert found["thresholds_from"] == "train-folds"
+    assert found["predictions"][0]["score"] == pytest.approx(0.9 * 0.8 * 0.6)
+    assert [row["roc_auc"] for row in found["per_class"]] == pytest.approx([1, 0.5, 1])
+    assert found["roc"]["auc"] == pytest.approx(18 / 20)
+    assert found["abstention"] is None
+
+
+def drawn(
+    split: str, seed: int, images: int = 400, sharpness: float = 1.0, spread: float = 2.0
+) -> JudgedImages:
+    """Return images whose labels are drawn from the scores that logits / sharpness give."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal([0, -1.5, -2.5], spread, (images, 3))
+    targets = rng.random(logits.shape) < 1 / (1 + np.exp(-logits))
+    return JudgedImages(
+        split,
+        [f"{split}-{row}" for row in range(images)],
+        torch.from_numpy(targets).float(),
+        torch.from_numpy(sharpness * logits).float(),
+        torch.from_numpy(rng.normal(size=(images, 4))).float(),
+        torch.arange(images) % 5,
+    )
+
+
+def evaluated(reported: JudgedImages, known: JudgedImages) -> tuple[dict[str, Any], Basis]:
+    basis = label_basis(known)
+    thresholds = Thresholds.chosen(known, basis.calibration)
+    return Multilabel(CLASSES).evaluation(reported, basis, thresholds), basis
+
+
+def test_one_temperature_calibrates_all_labels() -> None:
+    known, other = drawn("train-folds", 1, sharpness=3), drawn("val", 2, sharpness=3)
+    found, basis = evaluated(other, known)
+    assert basis.calibration.temperature == pytest.approx(3, rel=0.15)
+    calibration = found["calibration"]
+    assert calibration["fitted_on"] == "train-folds"
+    assert not calibration["cross_fitted"]
+    assert calibration["after"]["nll"] < calibration["before"]["nll"]
+    assert calibration["after"]["ece"] < calibration["before"]["ece"] / 2
+    for row in found["per_class"]:
+        assert row["calibration"]["after"]["ece"] < row["calibration"]["before"]["ece"]
+        assert sum(b["images"] for b in row["calibration"]["after"]["bins"]) == 400
+    served = (other.logits.double() / basis.calibration.temperature).sigmoid().numpy()
+    np.testing.assert_allclose(label_scores(other, basis.calibration), served, atol=1e-12)
+    assert evaluated(known, known)[0]["calibration"]["cross_fitted"]
+
+
+def test_reliability_of_labels_compares_scores_with_how_many_are_there() -> None:
+    scores = np.array([0.1, 0.1, 0.1, 0.1, 0.9])
+    found = label_reliability(
+        np.log(np.stack([1 - scores, scores], axis=1)), np.array([1, 0, 0, 0, 1])
+    )
+    rows = {row["accuracy"]: row["confidence"] for row in found.bins if row["images"]}
+    assert rows == pytest.approx({0.25: 0.1, 1.0: 0.9})
+    assert found.ece == pytest.approx((4 * 0.15 + 0.1) / 5)
+
+
+def test_error_budgets_are_of_whole_sets_and_are_kept() -> None:
+    """Each promise holds with 95 %; on ten sets of new images hardly one may be broken."""
+    broken = 0
+    for seed in range(10):
+        known, other = (
+            drawn("train-folds", seed, spread=12),
+            drawn("val", 50 + seed, 2000, spread=12),
+        )
+        found, basis = evaluated(other, known)
+        rows = [row for row in found["abstention"] if row["threshold"] is not None]
+        assert rows, "nothing could be promised"
+        for row in rows:
+            level = basis.calibration.level_for(row["max_error"])
+            assert level is not None
+            broken += row["measured"]["error"] > level.error_bound
+    assert broken <= 1
+    wrong = [row for row in found["predictions"] if row["labels"] != row["predicted"]]
+    assert found["exact_match"] == pytest.approx(1 - len(wrong) / 2000)
+
+
+def test_bounds_come_from_thresholds_that_have_not_seen_the_image() -> None:
+    """Labels drawn by a coin: thresholds that saw them would claim to know some."""
+    known = drawn("train-folds", 3, 60)
+    coins = np.random.default_rng(4).random((60, 3)) < 0.5
+    blind = replace(known, targets=torch.from_numpy(coins).float())
+    levels = label_basis(blind).calibration.levels
+    assert levels[-1].error > 0.75
+    chosen = Thresholds.chosen(blind, None)
+    assert (chosen.claimed(label_scores(blind, None)) != coins).any(axis=1).mean() < levels[
+        -1
+    ].error
+
+
+def test_one_image_alone_is_calibrated_as_it_is() -> None:
+    one = drawn("val", 5, 1)
+    found, basis = evaluated(one, replace(one, folds=torch.zeros(1, dtype=torch.int64)))
+    assert math.isfinite(basis.calibration.temperature)
+    assert found["images"] == 1
 
 
 def test_a_loss_that_is_not_finite_ranks_last() -> None:

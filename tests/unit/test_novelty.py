@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from models_cache import novelty
-from models_cache.novelty import FALSE_ALARMS, Familiarity, fit_familiarity
+from models_cache.novelty import FALSE_ALARMS, Familiarity, fit_familiarity, judge
 
 
 def kind_of_images(seed: int, count: int, axes_seed: int = 0) -> torch.Tensor:
@@ -17,6 +19,12 @@ def kind_of_images(seed: int, count: int, axes_seed: int = 0) -> torch.Tensor:
     return inside + 0.3 * torch.randn(count, 40, generator=generator)
 
 
+def judged(
+    known: Familiarity, features: torch.Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    return judge([known] * len(features), features.numpy())
+
+
 def folds(count: int) -> torch.Tensor:
     return torch.arange(count) % 5
 
@@ -24,19 +32,19 @@ def folds(count: int) -> torch.Tensor:
 def test_images_of_another_kind_are_called_out_of_distribution() -> None:
     known = fit_familiarity(kind_of_images(1, 200), folds(200))
     assert known is not None
-    scores, strange = known.judge(kind_of_images(2, 500))
-    assert strange.double().mean() <= 2 * FALSE_ALARMS
+    scores, strange = judged(known, kind_of_images(2, 500))
+    assert strange.mean() <= 2 * FALSE_ALARMS
     assert 0.4 < scores.mean() < 0.6  # ranks of images like the known ones are uniform
-    scores, strange = known.judge(kind_of_images(3, 100, axes_seed=9))
+    scores, strange = judged(known, kind_of_images(3, 100, axes_seed=9))
     assert scores.min() > 0.95
-    assert strange.double().mean() > 0.9
+    assert strange.mean() > 0.9
 
 
 def test_a_scale_of_the_features_says_nothing() -> None:
     known = fit_familiarity(kind_of_images(1, 100), folds(100))
     assert known is not None
     images = kind_of_images(2, 10)
-    torch.testing.assert_close(known.judge(images)[0], known.judge(7 * images)[0])
+    np.testing.assert_allclose(judged(known, images)[0], judged(known, 7 * images)[0])
 
 
 def test_the_novelty_of_known_images_is_that_of_images_left_out() -> None:
@@ -52,7 +60,10 @@ def test_the_novelty_of_known_images_is_that_of_images_left_out() -> None:
         own = axes[: len(rows) // 4]
         expected.append((new - new @ own.T @ own).norm(dim=1))
     torch.testing.assert_close(
-        known.novelties, torch.cat(expected).sort().values.float(), atol=2e-3, rtol=1e-2
+        torch.from_numpy(known.novelties),
+        torch.cat(expected).sort().values.float(),
+        atol=2e-3,
+        rtol=1e-2,
     )
 
 
@@ -73,7 +84,7 @@ def test_the_same_images_give_the_same_familiarity_after_storage() -> None:
     assert first is not None
     assert second is not None
     stored = Familiarity.of(second.arrays())
-    assert all(torch.equal(getattr(first, n), getattr(stored, n)) for n in first.arrays())
+    assert all(np.array_equal(getattr(first, n), getattr(stored, n)) for n in first.arrays())
 
 
 def test_the_number_of_threads_changes_no_bit_and_is_as_before() -> None:
@@ -89,12 +100,12 @@ def test_the_number_of_threads_changes_no_bit_and_is_as_before() -> None:
     first, second = found
     assert first is not None
     assert second is not None
-    assert all(torch.equal(getattr(first, n), getattr(second, n)) for n in first.arrays())
+    assert all(np.array_equal(getattr(first, n), getattr(second, n)) for n in first.arrays())
 
 
 def test_copies_of_one_image_are_judged_without_an_error() -> None:
     features = torch.ones(40, 8)
     known = fit_familiarity(features, folds(40))
     assert known is not None
-    scores, _ = known.judge(torch.ones(2, 8))
-    assert scores.isfinite().all()
+    scores, _ = judged(known, torch.ones(2, 8))
+    assert np.isfinite(scores).all()

@@ -49,6 +49,29 @@ def test_children_get_the_same_folder_whatever_their_own_says(tmp_path: Path) ->
     assert environment["GRAFT_INFERENCE_URL"].startswith(f"unix://{tmp_path}")
 
 
+def test_children_count_gpus_as_the_driver_does_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    settings = Settings(data_dir=tmp_path)
+    assert child_environment(settings)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert child_environment(settings)["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+
+
+def test_trainings_at_once_are_as_many_as_the_gpus_that_they_use(tmp_path: Path) -> None:
+    gpus = ("GPU-a", "GPU-b", "GPU-c")
+    for device, usable in (
+        ("auto", gpus), ("cpu", ()), ("cuda", gpus[:1]), ("cuda:2", gpus[2:]), ("cuda:7", ())
+    ):  # fmt: skip
+        settings = Settings(data_dir=tmp_path, device=device)
+        machine = settings.machine("0", gpus)
+        assert machine.usable_gpus == usable
+        assert settings.worker_limits(len(usable)).train_slots == max(1, len(usable))
+        given = [machine.gpu_at(place) for place in range(4)]
+        assert given == ([usable[i % len(usable)] for i in range(4)] if usable else [None] * 4)
+
+
 def test_only_the_settings_module_reads_the_environment() -> None:
     readers = {
         str(path.relative_to(_REPOSITORY))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import threading
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +18,15 @@ from jobs.errors import Diverged, ImageExceedsMemory
 from jobs.recipes import FinetuneRecipe
 from jobs.tasks.classification import Classification
 from jobs.training.averaging import WeightAverage
+from jobs.training.device import half_type
+from jobs.training.loss_scale import LossScale
 from jobs.training.mixing import Mixing, draw_mixing
 from jobs.training.optimizer import build_optimizer, prepare_modules
 from jobs.training.prefetch import made_ahead
 from jobs.training.state import TrainingState
-from jobs.training.step import Batch, Learner, train_step, within_memory
+from jobs.training.step import Batch, Learner, compute_gradients, update_weights, within_memory
 from models_cache.backbones import Classifier
+from models_cache.features import is_out_of_memory
 
 _CLASSES = ("a", "b", "c")
 
@@ -63,6 +70,10 @@ def batch_of(images: int = 7, mixing: Mixing | None = None) -> Batch:
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (images, 8, 8, 3), generator=generator, dtype=torch.uint8)
     return Batch(pixels, torch.arange(images) % len(_CLASSES), mixing)
+
+
+def train_step(state: TrainingState, batch: Batch, learner: Learner) -> None:
+    update_weights(state, len(batch), compute_gradients(state, batch, learner))
 
 
 def gradients(state: TrainingState) -> list[Tensor]:
@@ -172,6 +183,114 @@ def test_an_average_is_the_best_candidate_and_is_restored_with_the_state() -> No
     assert not torch.equal(best["best/head.weight"], one["model/head.weight"])
 
 
+def test_bfloat16_learns_nearly_the_same_from_float32_weights() -> None:
+    full, lower = state_of(), state_of()
+    compute_gradients(full, batch_of(), learner_of(full))
+    learner = replace(learner_of(lower), training_dtype=torch.bfloat16)
+    compute_gradients(lower, batch_of(), learner)
+    for expected, found in zip(gradients(full), gradients(lower), strict=True):
+        assert found.dtype == torch.float32
+        assert not torch.equal(found, expected)
+        torch.testing.assert_close(found, expected, rtol=0.1, atol=0.02)
+
+
+class ThroughFloat16(torch.autograd.Function):
+    """Gives gradients what a backward pass in float16 gives them: few bits, and an end."""
+
+    @staticmethod
+    def forward(_context: object, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(_context: object, gradient: Tensor) -> Tensor:
+        return gradient.half().float()
+
+
+def in_float16(state: TrainingState, factor: float = 1.0) -> Learner:
+    learner = learner_of(state)
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        through: Tensor = ThroughFloat16.apply(logits)
+        return factor * learner.loss(through, targets)
+
+    return replace(learner, loss=loss)
+
+
+def test_small_gradients_outlive_float16_by_the_scale_of_the_loss() -> None:
+    tiny = 1e-8  # below what float16 can say, as are the gradients of it
+    exact, lost, scaled = state_of(), state_of(), state_of()
+    scaled.loss_scale = LossScale()
+    learner = learner_of(exact)
+    learner = replace(learner, loss=lambda *each: tiny * learner_of(exact).loss(*each))
+    compute_gradients(exact, batch_of(), learner)
+    compute_gradients(lost, batch_of(), in_float16(lost, tiny))
+    compute_gradients(scaled, batch_of(), in_float16(scaled, tiny))
+    assert all(not gradient.any() for gradient in gradients(lost))
+    for expected, found in zip(gradients(exact), gradients(scaled), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=1e-3 * tiny)
+
+
+def test_a_gradient_that_overflows_is_computed_again_with_half_the_scale() -> None:
+    state = state_of()
+    state.loss_scale = LossScale(2.0**24)
+    train_step(state, batch_of(), in_float16(state))
+    assert state.step == 1
+    assert 1 < state.loss_scale.value < 2.0**24
+    restored = state_of()
+    restored.loss_scale = LossScale()
+    restored.restore(state.tensors(), json.loads(json.dumps(state.facts())))
+    assert restored.loss_scale == LossScale(state.loss_scale.value, 1)
+
+
+def test_a_gradient_that_is_never_finite_stops_at_scale_1() -> None:
+    state = state_of()
+    state.loss_scale = LossScale(8.0)
+    learner = learner_of(state)
+    wrong = replace(
+        learner, loss=lambda logits, targets: learner.loss(logits, targets) + logits.prod(1) ** 0.5
+    )
+    with pytest.raises(Diverged):
+        train_step(state, batch_of(), wrong)
+    assert (state.step, state.loss_scale.value) == (0, 8.0)  # the loss itself: nothing to halve
+    broken = replace(
+        learner,
+        loss=lambda logits, targets: learner.loss(logits, targets) + (logits[:, 0] * 0).sqrt(),
+    )
+    with pytest.raises(Diverged):
+        train_step(state, batch_of(), broken)
+    assert (state.step, state.loss_scale.value) == (0, 1.0)
+
+
+def test_the_scale_grows_again_after_many_steps() -> None:
+    scale = LossScale(4.0)
+    for _ in range(2000):
+        scale.after_step()
+    assert scale == LossScale(8.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((6, 1), None), ((7, 0), "float16"), ((7, 5), "float16"), ((8, 0), "bfloat16"),
+     ((12, 0), "bfloat16")],
+)  # fmt: skip
+def test_older_cards_compute_in_float16_or_not_at_all_in_16_bits(
+    capability: tuple[int, int], dtype: str | None
+) -> None:
+    assert half_type(capability) == dtype
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    ],
+)
+def test_libraries_of_cuda_run_out_of_memory_too(sentence: str) -> None:
+    assert is_out_of_memory(RuntimeError(sentence))
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+
+
 def told(state: TrainingState, images: int, run: Callable[[], None]) -> list[str]:
     warnings: list[str] = []
     within_memory(state, images, lambda code, _message: warnings.append(code), run)
@@ -220,8 +339,27 @@ def test_batches_are_made_in_order_one_ahead_and_errors_arrive() -> None:
         return number * number
 
     batches = made_ahead(make, range(6))
-    assert next(batches) == 0
-    assert [next(batches) for _ in range(3)] == [1, 4, 9]
+    assert next(batches).take() == 0
+    assert [next(batches).take() for _ in range(3)] == [1, 4, 9]
     with pytest.raises(ValueError, match="broken"):
-        next(batches)
+        next(batches).take()
     assert made[:4] == [0, 1, 2, 3]
+
+
+def test_a_batch_that_found_no_memory_is_made_again_beside_nothing() -> None:
+    threads: list[bool] = []
+
+    def make(number: int) -> int:
+        threads.append(threading.current_thread() is threading.main_thread())
+        if len(threads) < 3:
+            raise MemoryError
+        return number
+
+    with closing(made_ahead(make, range(7, 8))) as batches:
+        state, ahead = state_of(), next(batches)
+        warnings: list[str] = []
+        made = within_memory(state, 8, lambda code, _text: warnings.append(code), ahead.take)
+    assert made == 7
+    assert threads == [False, True, True]
+    assert warnings == ["batch-halved"] * 2
+    assert state.most_images == 2
