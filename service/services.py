@@ -22,6 +22,7 @@ from service.inference_client import InferenceClient
 from service.metrics import ServiceMetrics
 from service.settings import Settings
 from service.shadowing import Shadows
+from service.version_finder import VersionFinder
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
@@ -37,6 +38,7 @@ class Services:
     vault: WeightsVault
     inference: InferenceClient
     predicting: Room
+    versions: VersionFinder
     indexer: Indexer
     shadows: Shadows
     engine_wishes: EngineWishes

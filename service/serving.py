@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from fastapi import Path, Request
 
-from jobs.store import models
 from jobs.store.models import Version
 from models_cache.asgi import unless_client_gone
 from models_cache.errors import ArtifactError, StorageError
@@ -21,17 +20,6 @@ _REFERENCE = r"^[a-z0-9][a-z0-9._-]{0,62}(@([a-z][a-z0-9._-]{0,62}|[1-9]\d{0,8})
 ReferencePath = Annotated[
     str, Path(pattern=_REFERENCE, description="`name`, `name@alias` or `name@version`.")
 ]
-
-
-def resolve(services: Services, reference: str) -> Version:
-    """Return the version that a reference means now.
-
-    Raises:
-        ModelNotFound, VersionNotFound: It means none.
-    """
-    name, _, alias = reference.partition("@")
-    with services.database.read() as connection:
-        return models.resolve(connection, name, alias or None)
 
 
 async def forward(
