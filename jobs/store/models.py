@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
 
 from jobs.errors import AliasConflict, AliasReserved, ModelNotFound, VersionInUse, VersionNotFound
 from jobs.store.database import utc_now
@@ -130,14 +131,52 @@ def get(connection: Connection, name: str, project: str = DEFAULT_PROJECT) -> Mo
 def page(
     connection: Connection, limit: int, after: str | None, project: str = DEFAULT_PROJECT
 ) -> list[Model]:
-    """Return up to `limit` models by name, behind the name `after`."""
-    statement = select(models.c.name).where(
+    """Return up to `limit` models by name, behind the name `after`; in three statements."""
+    statement = select(models.c.name, models.c.created_at).where(
         models.c.project == project, models.c.deleted.is_(False)
     )
     if after is not None:
         statement = statement.where(models.c.name > after)
-    names = connection.scalars(statement.order_by(models.c.name).limit(limit)).all()
-    return [get(connection, name, project) for name in names]
+    rows = connection.execute(statement.order_by(models.c.name).limit(limit)).all()
+    numbers: dict[str, list[int]] = {row.name: [] for row in rows}
+    aliases: dict[str, dict[str, int]] = {row.name: {} for row in rows}
+    version = model_versions.c
+    for name, number in connection.execute(
+        select(version.name, version.version)
+        .where(version.project == project, version.name.in_(numbers))
+        .order_by(version.name, version.version)
+    ):
+        numbers[name].append(number)
+    alias = model_aliases.c
+    for name, label, number in connection.execute(
+        select(alias.name, alias.alias, alias.version)
+        .where(alias.project == project, alias.name.in_(numbers))
+        .order_by(alias.name, alias.alias)
+    ):
+        aliases[name][label] = number
+    return [
+        Model(
+            name=row.name,
+            created_at=row.created_at,
+            versions=numbers[row.name],
+            aliases=aliases[row.name],
+        )
+        for row in rows
+    ]
+
+
+def defaults(
+    connection: Connection, names: Sequence[str], project: str = DEFAULT_PROJECT
+) -> dict[str, Version]:
+    """Return the versions that bare names serve, by name; a name may have none."""
+    pointed = model_aliases.c.alias == DEFAULT_ALIAS
+    same = [model_aliases.c[key] == model_versions.c[key] for key in ("project", "name", "version")]
+    rows = connection.execute(
+        select(model_versions)
+        .join(model_aliases, and_(pointed, *same))
+        .where(model_versions.c.project == project, model_versions.c.name.in_(names))
+    )
+    return {row.name: _version(row) for row in rows}
 
 
 def version(

@@ -53,7 +53,8 @@ def list_models(services: ServicesDep, limit: Limit = 20, after: After = None) -
     """List models by name."""
     with services.database.read() as connection:
         found = models.page(connection, limit + 1, after)
-        bodies = [_model_body(connection, model) for model in found]
+        defaults = models.defaults(connection, [model.name for model in found])
+    bodies = [_model_body(model, defaults.get(model.name)) for model in found]
     return Page.of(bodies, limit)
 
 
@@ -61,7 +62,8 @@ def list_models(services: ServicesDep, limit: Limit = 20, after: After = None) -
 def get_model(services: ServicesDep, name: NamePath) -> ModelBody:
     """Return a model with its versions and aliases."""
     with services.database.read() as connection:
-        return _model_body(connection, models.get(connection, name))
+        model = models.get(connection, name)
+        return _model_body(model, models.defaults(connection, [name]).get(name))
 
 
 @router.delete("/{name}", status_code=204, responses={200: {"model": Deleted}})
@@ -252,14 +254,10 @@ def _insert(connection: Connection, new: NewVersion) -> str:
     return f"{version.name}@{version.version}"
 
 
-def _model_body(connection: Connection, model: Model) -> ModelBody:
+def _model_body(model: Model, default: Version | None) -> ModelBody:
     aliases = dict(model.aliases)
     if model.versions:
         aliases[LATEST_ALIAS] = max(model.versions)
-    default = None
-    number = model.aliases.get(models.DEFAULT_ALIAS)
-    if number is not None:
-        default = _version_body(models.version(connection, model.name, number), model.aliases)
     return ModelBody(
         id=model.name,
         created=int(model.created_at.timestamp()),
@@ -267,7 +265,7 @@ def _model_body(connection: Connection, model: Model) -> ModelBody:
         name=model.name,
         versions=model.versions,
         aliases=aliases,
-        default=default,
+        default=None if default is None else _version_body(default, model.aliases),
         created_at=model.created_at,
     )
 
