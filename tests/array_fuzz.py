@@ -270,9 +270,10 @@ def main(kind: str, tries: str, seed: str, start: str = "fork") -> None:
     valid, damage = (valid_hdf5(), damaged) if hdf5 else (valid_npz(), damaged_npz)
     outcomes: Counter[str] = Counter()
     faults = []
+    first = -len(valid) if start == "fork" else 0  # the valid ones as they are come first
     root = Path(tempfile.mkdtemp(prefix="graft-fuzz-"))
     try:
-        for number in range(-len(valid), int(tries)):  # the valid ones as they are come first
+        for number in range(first, int(tries)):
             folder = root / str(number)
             folder.mkdir()
             if number < 0:

@@ -16,13 +16,13 @@ from tests.training_jobs import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
-TRIES = int(os.environ.get("GRAFT_TEST_FUZZES", "100"))
+TRIES = int(os.environ.get("GRAFT_TEST_FUZZES", "150"))
 SEED = 2026
 
 
 @pytest.mark.parametrize(
     ("kind", "tries", "start"),
-    [("npz", TRIES, "fork"), ("hdf5", TRIES, "fork"), ("hdf5", TRIES // 20, "exec")],
+    [("npz", TRIES, "fork"), ("hdf5", TRIES, "fork"), ("hdf5", TRIES // 30, "exec")],
 )
 def test_damaged_arrays_are_refused_or_read_and_nothing_else(
     kind: str, tries: int, start: str
@@ -33,5 +33,5 @@ def test_damaged_arrays_are_refused_or_read_and_nothing_else(
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout)
     assert told["faults"] == [], done.stdout
-    assert sum(told["outcomes"].values()) > tries
+    assert sum(told["outcomes"].values()) >= tries
     sys.stdout.write(f"{kind} {start}: {told['outcomes']}\n")
