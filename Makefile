@@ -8,14 +8,18 @@ BIN := $(VENV)/bin
 TORCH_PIN ?= 'torch>=2.10' 'torchvision>=0.25'
 STAMP := $(VENV)/.installed-$(shell cat requirements/dev.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 PYTEST_WORKERS ?= 2
+# Real photographs and weights, and where benchmarks of a GPU write their figures
+SHARED ?= ../shared
+REAL_DATA = --archive $(SHARED)/data/hymenoptera.zip --weights $(SHARED)/weights
+FIGURES ?= .
 
 export DATA CATALOG BACKBONE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo check format test cover bench soak lock clean
+.PHONY: help install run demo check format test gpu cover bench bench-gpu soak lock clean
 
 help: ## List these commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 install: $(STAMP) ## Create the environment in .venv
 
@@ -46,14 +50,24 @@ format: install ## Format and fix what can be fixed
 test: install ## Run the tests (those of the real images need ../shared)
 	$(BIN)/pytest -m "not gpu" -n $(PYTEST_WORKERS) --dist loadfile
 
+gpu: install ## Run the tests that need a CUDA device; without one they fail, and say so
+	GRAFT_REQUIRE_GPU=1 $(BIN)/pytest -m gpu tests/gpu
+
 cover: install ## Run the tests with branch coverage
 	$(BIN)/pytest -m "not gpu" -n $(PYTEST_WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 bench: install ## Print ratios measured side by side; needs ../shared
-	$(BIN)/python benchmarks/head_vs_tutorial.py
+	$(BIN)/python benchmarks/head_vs_tutorial.py $(REAL_DATA)
 
-soak: install ## Kill processes at random for long (KILLS=200)
+bench-gpu: install ## Print what a CUDA device is worth, and what might be faster on it; needs ../shared
+	@for name in cpu_vs_gpu features decode head_vs_tutorial; do \
+	  $(BIN)/python benchmarks/$$name.py $(REAL_DATA) --device cuda --json $(FIGURES)/$$name.json || exit 1; done
+	$(BIN)/python benchmarks/step_overhead.py --archive $(SHARED)/data/hymenoptera.zip --device cuda \
+	  --steps 30 --json $(FIGURES)/step_overhead.json
+
+soak: install ## Kill processes at random (KILLS=200) and damage array files (FUZZES=5000) for long
 	GRAFT_TEST_KILLS=$${KILLS:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_kills.py -s
+	GRAFT_TEST_FUZZES=$${FUZZES:-5000} $(BIN)/pytest -m "not gpu" tests/integration/test_array_fuzz.py -s
 
 lock: ## Pin every package with hashes (needs uv)
 	uv pip compile pyproject.toml --extra onnx --universal --python-version 3.11 --generate-hashes --no-header \

@@ -27,6 +27,7 @@ sys.path[:0] = [str(_REPOSITORY), str(_REPOSITORY / "benchmarks")]
 import head_vs_tutorial as tutorial  # noqa: E402 - after the path
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from cuda_candidates import decoded_on_device  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from models_cache.decode import (  # noqa: E402
@@ -56,14 +57,17 @@ def main() -> None:
             for position in range(len(pixels)):
                 center_crop(pixels.image(position), facts.crop_px).copy()
 
-        seconds = shortest(
-            {
-                "1 thread": lambda: _resized(files, facts, 1),
-                f"{options.threads} threads": lambda: _resized(files, facts, options.threads),
-                "packed": packed,
-            }
-        )
+        ways: dict[str, Callable[[], object]] = {
+            "1 thread": lambda: _resized(files, facts, 1),
+            f"{options.threads} threads": lambda: _resized(files, facts, options.threads),
+            "packed": packed,
+        }
+        device = torch.device(options.device)
+        if device.type == "cuda":
+            ways["nvJPEG"] = lambda: decoded_on_device(files, facts.resize_px, device)
+        seconds = shortest(ways)
     report = {
+        "machine": tutorial.machine(options),
         "images": len(files),
         "megabytes": round(sum(map(len, files)) / 1e6, 1),
         "seconds": seconds,

@@ -43,11 +43,13 @@ def main(options: dict[str, Any]) -> None:
         batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)],
         bs=options["batch_size"],
         num_workers=options["workers"],
-        device=torch.device("cpu"),
+        device=torch.device(options["device"]),
     )
     # The values are loaded by `arch`: `pretrained` would download them, and freezing, the one
     # thing else that it does, is done by `fine_tune` itself.
     learner = vision_learner(loaders, arch(options), pretrained=False, metrics=accuracy)
+    if loaders.device.type == "cuda":
+        learner.to_fp16()  # mixed precision, as ours
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(options["epochs"])
         loss, correct = learner.validate()

@@ -4,7 +4,8 @@
 
 In one run on one machine, engines in turns, the shortest of three rounds each: eager channels-last,
 BatchNorm folded, and ONNX Runtime; the time to build the latter; and reading the same features
-from the cache, with and without a few new images.
+from the cache, with and without a few new images. With `--device cuda` the engines of torch, and
+in bfloat16, compiled, and as a CUDA graph; the product uses bfloat16 of these.
 
 Prints the ratios to the eager network and writes them as JSON.
 """
@@ -24,11 +25,14 @@ sys.path[:0] = [str(_REPOSITORY), str(_REPOSITORY / "benchmarks")]
 import decode  # noqa: E402 - after the path
 import head_vs_tutorial as tutorial  # noqa: E402
 import torch  # noqa: E402
+from cuda_candidates import frozen_passes  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from jobs.training.device import set_up  # noqa: E402
 from models_cache.backbones import build_backbone  # noqa: E402
 from models_cache.catalogue import Catalogue  # noqa: E402
 from models_cache.classifiers import golden_images  # noqa: E402
+from models_cache.devices import choose_device  # noqa: E402
 from models_cache.durable import sha256_of_bytes  # noqa: E402
 from models_cache.engine_store import EngineKey, EngineStore, build_engine  # noqa: E402
 from models_cache.engines import (  # noqa: E402
@@ -38,7 +42,7 @@ from models_cache.engines import (  # noqa: E402
     extract_features,
 )
 from models_cache.feature_cache import FeatureCache, FeatureKey  # noqa: E402
-from models_cache.features import freeze  # noqa: E402
+from models_cache.features import freeze, normalised  # noqa: E402
 from models_cache.preprocessing import Preprocessing  # noqa: E402
 
 _BATCH = 32
@@ -48,15 +52,18 @@ _NEW_IMAGES = 3
 def main() -> None:
     """Run all engines, print the ratios, write the JSON."""
     options = tutorial.parse_options()
-    torch.set_num_threads(options.threads)
+    device = choose_device(options.device)
+    numerics = set_up(device, options.threads)
     catalogue = Catalogue.load(extra_files=[options.weights / "catalog.json"])
     candidates = catalogue.candidates(options.architecture, "DEFAULT", have=lambda _info: False)
     info = next(info for info in candidates if (options.weights / info.file).is_file())
     path = options.weights / info.file
     module = build_backbone(options.architecture, weights_path=path, has_head=info.has_head)
-    backbone = freeze(module, torch.device("cpu"))
+    backbone = freeze(module, device)
     crops = decode.center_crops(options.archive, info.preprocessing)
     report: dict[str, Any] = {
+        "machine": tutorial.machine(options),
+        "product_dtype": numerics.dtype,
         "architecture": options.architecture,
         "images": len(crops),
         "threads": options.threads,
@@ -64,9 +71,13 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         engines = [Engine.of(EAGER, backbone)]
-        probe = torch.from_numpy(golden_images(info.preprocessing.crop_px))
+        probe = torch.from_numpy(golden_images(info.preprocessing.crop_px)).to(device)
         engines.append(choose_engine(backbone, probe, info.preprocessing))
-        engines.extend(_built(Path(folder), backbone, info.preprocessing, report))
+        if device.type == "cuda":
+            example = normalised(crops[:_BATCH].to(device), info.preprocessing)
+            engines.extend(frozen_passes(engines[-1], example))
+        else:
+            engines.extend(_built(Path(folder), backbone, info.preprocessing, report))
         passes = {
             engine.name: lambda engine=engine: extract_features(  # type: ignore[misc]
                 engine, crops.split(_BATCH), info.preprocessing, _BATCH
@@ -74,12 +85,25 @@ def main() -> None:
             for engine in engines
         }
         report["seconds"] = decode.shortest(passes)
+        report["differences_to_eager"] = _differences(engines, crops[:_BATCH], info.preprocessing)
         report["seconds"] |= _cached(Path(folder), engines[-1], crops, info.preprocessing)
     eager_seconds = report["seconds"][EAGER]
     report["ratios_to_eager"] = {
         name: round(seconds / eager_seconds, 4) for name, seconds in report["seconds"].items()
     }
     decode.tell(report, options)
+
+
+def _differences(
+    engines: list[Engine], crops: Tensor, preprocessing: Preprocessing
+) -> dict[str, float]:
+    """Return the largest difference of each engine's features to eager ones, of the largest one."""
+    expected, *found = (engine.features(crops, preprocessing) for engine in engines)
+    largest = expected.abs().max()
+    return {
+        engine.name: round(float((features - expected).abs().max() / largest), 6)
+        for engine, features in zip(engines[1:], found, strict=True)
+    }
 
 
 def _built(

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def main() -> None:
         fastai = _timed_fastai(work, python, options)
         graft = _timed_graft(work, options)
     report: dict[str, Any] = {
+        "machine": tutorial.machine(options),
         "architecture": options.architecture,
         "epochs": options.epochs,
         "batch_size": options.batch_size,
@@ -89,6 +91,7 @@ def _timed_fastai(work: Path, python: Path, options: argparse.Namespace) -> dict
         "weights_file": str(_weights_file(options)),
         "epochs": options.epochs,
         "batch_size": options.batch_size,
+        "device": options.device,
         "threads": options.threads,
         "workers": options.workers,
         "seed": options.seed,
@@ -113,36 +116,49 @@ def _weights_file(options: argparse.Namespace) -> Path:
 def _timed_graft(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {}
     dataset = tutorial.timed_ingest(work, options, report)
+    return {"ingest_seconds": report["ingest"]["seconds"], **timed_job(work, options, dataset)}
+
+
+def timed_job(work: Path, options: argparse.Namespace, dataset: dict[str, Any]) -> dict[str, Any]:
+    """Fine-tune in a child, and return its seconds behind the imports and its accuracy."""
     spec = {
         **tutorial.job_spec(options, dataset, "finetune"),
         "parameters": {"epochs": options.epochs, "batch_size": options.batch_size},
         "seed": options.seed,
     }
-    _, lines = tutorial.run_child(work, "jobs.run", "finetune", spec)
-    first, last = (tutorial.unix_seconds(line["at"]) for line in (lines[0], lines[-1]))
+    _, lines = tutorial.run_child(work, "jobs.run", f"finetune-{options.device}", spec)
+    at = tutorial.unix_seconds
+    begun = [(line["phase"], at(line["at"])) for line in lines if line["kind"] == "phase"]
+    begun.append(("end", at(lines[-1]["at"])))
     epochs = [p.figures[_ACCURACY] for p in points_of(lines) if _ACCURACY in p.figures]
     versions = {module.__name__: module.__version__ for module in (torch, torchvision)}
     return {
-        "ingest_seconds": report["ingest"]["seconds"],
-        "job_seconds": round(last - first, 3),
+        "job_seconds": round(begun[-1][1] - at(lines[0]["at"]), 3),
+        "phases": {name: round(end - start, 3) for (name, start), (_, end) in pairwise(begun)},
         "val_accuracy": round(lines[-1]["metrics"][_ACCURACY], 4),
         "val_accuracy_by_epoch": [round(value, 4) for value in epochs],
         "versions": versions,
     }
 
 
-def _parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a fine-tuning is about."""
     parser.add_argument("--archive", type=Path, required=True, help="a zip of train/ and val/")
     parser.add_argument("--weights", type=Path, required=True, help="a folder with catalog.json")
-    parser.add_argument("--environment", type=Path, required=True, help="folder of fastai's")
     parser.add_argument("--architecture", default="mobilenet_v2")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--workers", type=int, default=2, help="of fastai's loaders")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="where the figures are written")
+
+
+def _parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_options(parser)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<n>, of both")
+    parser.add_argument("--environment", type=Path, required=True, help="folder of fastai's")
+    parser.add_argument("--workers", type=int, default=2, help="of fastai's loaders")
     return parser.parse_args()
 
 

@@ -35,6 +35,7 @@ import torch  # noqa: E402 - after the path
 from torch import nn  # noqa: E402
 from torchvision import datasets, transforms  # noqa: E402
 
+from jobs.executors.local import TRAINING_ENVIRONMENT  # noqa: E402
 from jobs.progress import FILE_NAME, read_progress  # noqa: E402
 from models_cache.backbones import build_classifier  # noqa: E402
 from models_cache.blobs import BlobStore  # noqa: E402
@@ -51,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         report: dict[str, Any] = {
-            "machine": {"cpus": os.cpu_count(), "torch": torch.__version__},
+            "machine": machine(options),
             "architecture": options.architecture,
             "tutorial_epoch": timed_tutorial(work, options),
         }
@@ -81,11 +82,21 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--archive", type=Path, required=True, help="a zip of train/ and val/")
     parser.add_argument("--weights", type=Path, required=True, help="a folder with catalog.json")
     parser.add_argument("--architecture", default="mobilenet_v2")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<n>")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--workers", type=int, default=4, help="of the tutorial's loader")
     parser.add_argument("--json", type=Path, help="where the figures are written")
     parser.add_argument("--tutorial-epoch", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def machine(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what figures are of: the processors, the card if there is one, and torch."""
+    device = torch.device(options.device)
+    facts: dict[str, Any] = {"cpus": os.cpu_count(), "torch": torch.__version__}
+    if device.type == "cuda":
+        facts["card"] = torch.cuda.get_device_name(device)
+    return facts
 
 
 def _timed(run: Callable[[], subprocess.CompletedProcess[bytes]]) -> float:
@@ -126,7 +137,8 @@ def tutorial_epoch(folder: Path, options: argparse.Namespace) -> None:
         )
         for split in images
     }
-    model = build_classifier(options.architecture, len(images["train"].classes))
+    device = torch.device(options.device)
+    model = build_classifier(options.architecture, len(images["train"].classes)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
     criterion = nn.CrossEntropyLoss()
     started = time.monotonic()
@@ -134,7 +146,8 @@ def tutorial_epoch(folder: Path, options: argparse.Namespace) -> None:
     for split in ("train", "val"):
         model.train(split == "train")
         running_loss, running_corrects = 0.0, 0.0
-        for inputs, labels in loaders[split]:
+        for batch in loaders[split]:
+            inputs, labels = (part.to(device) for part in batch)
             optimizer.zero_grad()
             with torch.set_grad_enabled(split == "train"):
                 outputs = model(inputs)
@@ -173,7 +186,7 @@ def run_child(work: Path, module: str, name: str, spec: dict[str, Any]) -> tuple
     }
     path = attempt / "spec.json"
     path.write_text(json.dumps({**common, **spec}))
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, **TRAINING_ENVIRONMENT}
     command = [sys.executable, "-m", module, str(path)]
     seconds = _timed(lambda: subprocess.run(command, cwd=_REPOSITORY, env=environment, check=True))
     lines, _ = read_progress(attempt / FILE_NAME, 0)
@@ -212,7 +225,7 @@ def job_spec(options: argparse.Namespace, dataset: dict[str, Any], recipe: str) 
         "weights_sources": [str(options.weights)],
         "weights_catalogues": [str(options.weights / "catalog.json")],
         "offline": True,
-        "device": "cpu",
+        "device": options.device,
         "threads": options.threads,
         "time_limit_seconds": None,
         "lineage": {"job_id": "benchmark"},

@@ -15,7 +15,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _TIMEOUT_SECONDS = 60.0
@@ -49,6 +49,7 @@ class Load:
         latencies_seconds: Of those answered, from the intended time on, ascending.
         wall_seconds: From the first intended time to the last answer.
         own_seconds: Processor time of this process meanwhile.
+        service_seconds: Processor time of the service's processes by name, where it was asked for.
     """
 
     answered: int
@@ -56,11 +57,17 @@ class Load:
     latencies_seconds: list[float]
     wall_seconds: float
     own_seconds: float
+    service_seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def per_second(self) -> float:
         """Answers per second."""
         return self.answered / self.wall_seconds
+
+    @property
+    def processor_ms(self) -> float:
+        """Processor time of the service for one request."""
+        return sum(self.service_seconds.values()) / self.answered * 1e3
 
     def quantile_ms(self, fraction: float) -> float:
         """Return the latency that this fraction of answers does not exceed."""
@@ -79,6 +86,10 @@ class Load:
             "max_ms": round(self.latencies_seconds[-1] * 1e3, 1),
             "mean_ms": round(statistics.mean(self.latencies_seconds) * 1e3, 1),
             "generator_cores": round(self.own_seconds / self.wall_seconds, 3),
+            "processor_ms_per_request": {
+                name: round(seconds / self.answered * 1e3, 2)
+                for name, seconds in self.service_seconds.items()
+            },
         }
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,17 +64,29 @@ class Running:
     def process(self, name: str) -> psutil.Process:
         """Return its process `api`, `inference` or `worker`."""
         for process in psutil.Process().children(recursive=True):
-            if process.cmdline()[-2:] == ["service.cli.main", name]:
-                return process
+            with suppress(psutil.Error):  # a child of a worker that has just ended
+                if process.cmdline()[-2:] == ["service.cli.main", name]:
+                    return process
         raise RuntimeError(f"there is no process {name}")
 
     def memory_bytes(self) -> dict[str, int]:
         """Return the resident memory of the processes that answer."""
         return {name: self.process(name).memory_info().rss for name in ("api", "inference")}
 
+    def processor_seconds(self) -> dict[str, float]:
+        """Return the processor time that the processes that answer have taken."""
+        times = {name: self.process(name).cpu_times() for name in ("api", "inference")}
+        return {name: each.user + each.system for name, each in times.items()}
+
     def descriptors(self) -> dict[str, int]:
         """Return how many files the processes that answer have open."""
         return {name: self.process(name).num_fds() for name in ("api", "inference")}
+
+
+def tree_seconds(process: psutil.Process) -> float:
+    """Return the processor time that a process and those below it have taken."""
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 @contextmanager
@@ -125,12 +137,16 @@ class Bench:
     def closed(self, service: Running, *names: str, seconds: float | None = None) -> Load:
         """Load a service with 16 connections; some requests before are not counted."""
         load.closed(service.port, self.asking(*names), connections=CONNECTIONS, seconds=1.0)
-        return load.closed(
+        before = service.processor_seconds()
+        found = load.closed(
             service.port,
             self.asking(*names),
             connections=CONNECTIONS,
             seconds=seconds or self.options.seconds,
         )
+        after = service.processor_seconds()
+        taken = {name: after[name] - before[name] for name in before}
+        return replace(found, service_seconds=taken)
 
 
 def prepare(folder: Path, archive: Path, weights: Path, threads: int) -> None:

@@ -92,7 +92,7 @@ def training(bench: Bench) -> Json:
             dataset, backbone=MODEL, recipe="finetune", model="trained-beside", promote=False
         )
         deadline = time.monotonic() + 120
-        while service.graft.job(job["id"])["phase"] != "finetune":
+        while service.graft.job(job["id"])["phase"] != "train":
             if time.monotonic() > deadline:
                 raise RuntimeError(f"it does not train: {service.graft.job(job['id'])}")
             time.sleep(0.2)

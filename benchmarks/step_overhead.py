@@ -7,6 +7,7 @@ turn and turn about in one process. The bare loop's images are float tensors, no
 channels-last order, made before the clock starts: forward, loss, backward, step, nothing else.
 Ours reads packed pixels, crops, flips, resizes and normalises them, sets learning rates, checks
 loss and gradient and reports progress, once for each kind of augmentation and option asked for.
+On a CUDA device the bare loop also runs with what might be faster there, and with our habits.
 
 Prints the ratios and writes them as JSON. Needs torch, torchvision, numpy, safetensors, pillow.
 """
@@ -21,15 +22,19 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(_REPOSITORY))
+sys.path[:0] = [str(_REPOSITORY), str(_REPOSITORY / "benchmarks")]
 
 import numpy as np  # noqa: E402 - after the path
 import torch  # noqa: E402
+from cuda_candidates import compiled_network, recorded_network  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from jobs.datasets.loading import LoadedDataset, load_dataset  # noqa: E402
@@ -38,9 +43,10 @@ from jobs.executors.local import TRAINING_ENVIRONMENT  # noqa: E402
 from jobs.recipes import FinetuneRecipe  # noqa: E402
 from jobs.tasks.classification import Classification  # noqa: E402
 from jobs.training.averaging import WeightAverage  # noqa: E402
-from jobs.training.device import set_up  # noqa: E402
+from jobs.training.device import set_up, training_dtype  # noqa: E402
 from jobs.training.interruption import Interruption  # noqa: E402
 from jobs.training.loop import Surroundings, TrainingData, fine_tune  # noqa: E402
+from jobs.training.loss_scale import LossScale  # noqa: E402
 from jobs.training.optimizer import build_optimizer, prepare_modules  # noqa: E402
 from jobs.training.state import TrainingState  # noqa: E402
 from models_cache.backbones import build_classifier  # noqa: E402
@@ -54,6 +60,33 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "crop": {},
     "trivialaugment": {"augmentation": "trivialaugment"},
     "crop, averaged weights": {"ema_decay": 0.99},
+}
+
+
+@dataclass(frozen=True)
+class _Bare:
+    """A way to run the bare loop.
+
+    Args:
+        network: Makes of a model and a batch what is run.
+        fused: Whether AdamW is one kernel.
+        looks: Whether each loss is looked at, as ours does, which waits for the card.
+        deterministic: Whether sums have one order, as in ours.
+    """
+
+    network: Callable[[nn.Module, Tensor], nn.Module] = lambda model, _batch: model
+    fused: bool = False
+    looks: bool = False
+    deterministic: bool = True
+
+
+#: What might be faster on a CUDA device, and what our habits cost there
+_CANDIDATES = {
+    "bare, a look at each loss": _Bare(looks=True),
+    "bare, sums in any order": _Bare(deterministic=False),
+    "bare, fused AdamW": _Bare(fused=True),
+    "bare, torch.compile": _Bare(lambda model, _batch: compiled_network(model)),
+    "bare, CUDA graphs": _Bare(recorded_network),
 }
 
 
@@ -85,11 +118,12 @@ def main() -> None:
     numerics = set_up(device, options.threads)
     with tempfile.TemporaryDirectory() as folder:
         dataset = load(Path(folder), options)
-        steps: dict[str, list[float]] = {name: [] for name in ("bare", *_VARIANTS)}
+        bare = {"bare": _Bare(), **(_CANDIDATES if device.type == "cuda" else {})}
+        steps: dict[str, list[float]] = {name: [] for name in (*bare, *_VARIANTS)}
         for turn in range(options.rounds + 1):
             for name in steps:
-                if name == "bare":
-                    seconds = _bare(options, device)
+                if name in bare:
+                    seconds = _bare(bare[name], options, device)
                 else:
                     seconds = ours(_VARIANTS[name], dataset, options)
                 if turn:  # the first turn warms up
@@ -124,7 +158,7 @@ def run_as_trainings_do() -> None:
 
 
 def _ratios(seconds: dict[str, float]) -> dict[str, float]:
-    return {name: round(seconds["bare"] / seconds[name], 3) for name in _VARIANTS}
+    return {name: round(seconds["bare"] / value, 3) for name, value in seconds.items()}
 
 
 def _parse_options() -> argparse.Namespace:
@@ -164,6 +198,11 @@ def load(folder: Path, options: argparse.Namespace) -> LoadedDataset:
     return load_dataset(blobs, cache, manifest, key, options.threads, lambda _done, _total: None)
 
 
+def _dtype(device: torch.device) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, training_dtype(device))
+    return dtype
+
+
 def _state(recipe: FinetuneRecipe, architecture: str, device: torch.device) -> TrainingState:
     torch.manual_seed(0)
     model = build_classifier(architecture, len(_CLASSES))
@@ -171,7 +210,8 @@ def _state(recipe: FinetuneRecipe, architecture: str, device: torch.device) -> T
     optimizer = build_optimizer(model, recipe)
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
     # Compared already: the clock is for steps, not for evaluation
-    return TrainingState(model, optimizer, average, compared_step=0)
+    scale = LossScale.needed_for(_dtype(device))
+    return TrainingState(model, optimizer, average, scale, compared_step=0)
 
 
 def _recipe(options: argparse.Namespace, **different: object) -> FinetuneRecipe:
@@ -179,9 +219,9 @@ def _recipe(options: argparse.Namespace, **different: object) -> FinetuneRecipe:
     return FinetuneRecipe(batch_size=options.batch_size, **{**values, **different})
 
 
-def _bare(options: argparse.Namespace, device: torch.device) -> list[float]:
+def _bare(way: _Bare, options: argparse.Namespace, device: torch.device) -> list[float]:
     """Return the seconds of each step of the bare loop but the first."""
-    recipe = _recipe(options)
+    dtype, recipe = _dtype(device), _recipe(options)
     state = _state(recipe, options.architecture, device)
     prepare_modules(state.model, recipe)
     crop_px = Preprocessing().crop_px
@@ -190,19 +230,25 @@ def _bare(options: argparse.Namespace, device: torch.device) -> list[float]:
         for _ in range(2)
     ]
     targets = torch.arange(options.batch_size, device=device) % len(_CLASSES)
-    mixed = device.type != "cpu"
+    optimizer, network = state.optimizer, way.network(state.model, batches[0])
+    if way.fused:
+        optimizer = torch.optim.AdamW(optimizer.param_groups, fused=True)
+    torch.use_deterministic_algorithms(way.deterministic, warn_only=True)
     ended = []
     for step in range(options.steps + 1):
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            logits = state.model(batches[step % 2])
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = network(batches[step % 2])
         loss = functional.cross_entropy(logits.float(), targets)
-        state.optimizer.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        state.optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        optimizer.step()
+        if way.looks:
+            loss.item()
+        if device.type == "cuda" and step in (0, options.steps):
+            torch.cuda.synchronize(device)  # between these the card is told ahead of time
         ended.append(time.perf_counter())
-    return _between(ended)
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    return _between(ended, device)
 
 
 def ours(
@@ -220,20 +266,23 @@ def ours(
         activations: Where those of frozen stages are kept; None to compute them in each epoch.
     """
     device = choose_device(options.device)
+    dtype = _dtype(device)
     recipe, clock = _recipe(options, **changes), _Clock()
     state = _state(recipe, options.architecture, device)
     data = TrainingData(
         dataset, dataset.indices("train"), np.array([0], dtype=np.int64), Preprocessing()
     )
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     around = Surroundings(
         0, dtype, clock, Interruption(None), lambda _state: None, activations_folder=activations
     )
     fine_tune(state, Classification(_CLASSES), data, recipe, around)
-    return _between(clock.ended)
+    return _between(clock.ended, device)
 
 
-def _between(ended: list[float]) -> list[float]:
+def _between(ended: list[float], device: torch.device) -> list[float]:
+    """Return the seconds of each step; on a card, which works behind us, their mean."""
+    if device.type == "cuda":
+        return [(ended[-1] - ended[0]) / (len(ended) - 1)]
     return [after - before for before, after in pairwise(ended)]
 
 

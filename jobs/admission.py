@@ -15,15 +15,14 @@ from typing import Any
 from jobs.memory import Memory
 
 _MIB = 1 << 20
-_PROCESS_BYTES = 700 * _MIB  # torch and its libraries, in a forked child
+_PROCESS_BYTES = 1024 * _MIB  # torch and its libraries, pixels mapped from disk
 _CONTEXT_BYTES = 600 * _MIB  # of CUDA and its libraries, on the GPU
 _BYTES_PER_NUMBER = 4
 _COPIES_TRAINED = 6  # values, gradients, two moments of AdamW, the best ones, one being saved
 _COPIES_FROZEN = 2
-# At 224 px: mobilenet_v2 67, resnet50 88 MiB are kept for the backward pass of one image.
-_IMAGE_TRAINED_BYTES = 100 * _MIB
+# On what the backward pass needs: gradients on their way, and gaps between freed activations.
+_ACTIVATIONS_MARGIN = 1.6
 _IMAGE_FROZEN_BYTES = 16 * _MIB
-_UNKNOWN_PARAMETERS = 50_000_000
 _DEFAULT_BATCH = 32  # of every recipe
 _MARGIN = 1.1  # on what earlier jobs took
 _REMEMBERED = 3  # newest jobs of the same kind whose peaks count
@@ -42,6 +41,22 @@ class Need:
     host_bytes: int
     device_bytes: int
     measured: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """What is known of a network before it runs.
+
+    Args:
+        parameters: Their number.
+        image_bytes: What the backward pass of one image needs besides them, float32.
+    """
+
+    parameters: int
+    image_bytes: int
+
+
+_UNKNOWN = NetworkSize(50_000_000, 100 * _MIB)
 
 
 class Verdict(Enum):
@@ -84,7 +99,7 @@ def kind_of(spec: Mapping[str, Any]) -> tuple[Any, ...]:
 def need_of(
     spec: Mapping[str, Any],
     earlier: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
-    parameters: int | None,
+    network: NetworkSize | None,
     on_gpu: bool,
 ) -> Need:
     """Return the peak of a job: as earlier jobs of its kind had it, or else a rough estimate.
@@ -92,7 +107,7 @@ def need_of(
     Args:
         spec: Of the job.
         earlier: Specs and resources of jobs that succeeded, newest first.
-        parameters: How many the network has; None if unknown.
+        network: Its size; None if unknown.
         on_gpu: Whether it computes on a GPU.
     """
     alike = [resources for other, resources in earlier if kind_of(other) == kind_of(spec)]
@@ -102,7 +117,7 @@ def need_of(
         host_bytes = int(_MARGIN * max(peak.host_bytes for peak in peaks))
         device_bytes = int(_MARGIN * max(peak.device_bytes for peak in peaks))
         return Need(host_bytes, device_bytes, measured=True)
-    return _estimated(spec, parameters or _UNKNOWN_PARAMETERS, on_gpu)
+    return _estimated(spec, network or _UNKNOWN, on_gpu)
 
 
 def _peak(resources: Mapping[str, Any]) -> Need:
@@ -112,12 +127,14 @@ def _peak(resources: Mapping[str, Any]) -> Need:
     return Need(resources["peak_memory_bytes"], device_bytes + context_bytes)
 
 
-def _estimated(spec: Mapping[str, Any], parameters: int, on_gpu: bool) -> Need:
+def _estimated(spec: Mapping[str, Any], network: NetworkSize, on_gpu: bool) -> Need:
     trained = spec.get("recipe", "head") != "head"
     copies = _COPIES_TRAINED if trained else _COPIES_FROZEN
-    image_bytes = _IMAGE_TRAINED_BYTES if trained else _IMAGE_FROZEN_BYTES
+    image_bytes = _IMAGE_FROZEN_BYTES
+    if trained:
+        image_bytes = int(_ACTIVATIONS_MARGIN * network.image_bytes)
     batch_size = spec.get("parameters", {}).get("batch_size", _DEFAULT_BATCH)
-    network_bytes = parameters * _BYTES_PER_NUMBER * copies + batch_size * image_bytes
+    network_bytes = network.parameters * _BYTES_PER_NUMBER * copies + batch_size * image_bytes
     if on_gpu:
         return Need(2 * _PROCESS_BYTES, _CONTEXT_BYTES + network_bytes)
     return Need(_PROCESS_BYTES + network_bytes, 0)

@@ -64,6 +64,18 @@ class Diverged(TrainingError):
 
 
 @leaf
+class DatasetUnlabelled(DatasetError):
+    """Nothing can be learned from images without labels."""
+
+    code = "dataset-unlabelled"
+    sentence = (
+        "the {images} images were uploaded with `labels=none`: a model can predict them (a job of "
+        "type batch_predict); to learn from them, upload them with labels"
+    )
+    images: int
+
+
+@leaf
 class IllegalTransition(JobError):
     """A job cannot do that in its state."""
 

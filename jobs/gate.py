@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.admission import Need, Verdict, judge, need_of
+from jobs.admission import Need, NetworkSize, Verdict, judge, need_of
 from jobs.attempt import Attempt
 from jobs.gpus import gpu_memory
 from jobs.memory import Memory, host_memory
@@ -15,7 +15,7 @@ from jobs.specs import Machine
 from jobs.store import jobs, leases
 from jobs.store.database import Database
 from jobs.store.jobs import Job
-from models_cache.catalogue import Catalogue
+from models_cache.catalogue import ACTIVATIONS_PX, DEFAULT, Catalogue
 from models_cache.errors import GraftError
 
 _SLOT = "train"
@@ -106,18 +106,12 @@ class Gate:
         with self._database.read() as connection:
             earlier = jobs.succeeded(connection, job.type, _EARLIER_JOBS)
         pairs = [(other.spec, other.resources) for other in earlier]
-        return need_of(job.spec, pairs, self._parameters(job.spec), on_gpu)
+        return need_of(job.spec, pairs, self._network(job.spec), on_gpu)
 
-    def _parameters(self, spec: Mapping[str, Any]) -> int | None:
-        """Return how many the network has, the largest of a race; None if unknown."""
-        if "entrants" in spec:  # one after the other
-            return max(int(entrant["parameters"]) for entrant in spec["entrants"])
+    def _network(self, spec: Mapping[str, Any]) -> NetworkSize | None:
         if self._catalogue is None:
             self._catalogue = Catalogue.load()
-        try:
-            return self._catalogue.backbone(str(spec.get("backbone"))).parameters
-        except GraftError:  # the attempt says so better
-            return None
+        return size_of(spec, self._catalogue)
 
     def _is_tired(self, job: Job, now: float) -> bool:
         return job.id == self._waiting and now - self._waiting_since > self._patience_seconds
@@ -128,6 +122,20 @@ class Gate:
             with self._database.write() as connection:
                 leases.wait_for_memory(connection, job.id, sentence)
         self._next_look = now + _LOOK_SECONDS
+
+
+def size_of(spec: Mapping[str, Any], catalogue: Catalogue) -> NetworkSize | None:
+    """Return the size of a job's network, of a race the largest; None if it is unknown."""
+    if "entrants" in spec:  # one after the other, and none learns
+        return NetworkSize(max(int(entrant["parameters"]) for entrant in spec["entrants"]), 0)
+    try:
+        backbone = catalogue.backbone(str(spec.get("backbone")))
+    except GraftError:  # the attempt says so better
+        return None
+    name = backbone.default if spec.get("weights") in (None, DEFAULT) else spec["weights"]
+    crops = [info.preprocessing.crop_px for info in backbone.weights if info.name == name]
+    scale = max(crops, default=ACTIVATIONS_PX) ** 2 / ACTIVATIONS_PX**2
+    return NetworkSize(backbone.parameters, int(scale * backbone.activation_bytes))
 
 
 def _sentence(need: Need, host: Memory | None, device: Memory | None, running: int) -> str:

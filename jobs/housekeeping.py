@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from pathlib import Path
 
+from models_cache.durable import TEMPORARY_SUFFIX
 from models_cache.pixels import PixelCache
 
 _PIXELS_FRACTION = 0.75
+_LEFTOVER_SECONDS = 3600.0  # nobody takes so long to write a file
 
 
 def bound_caches(data_folder: Path, limit_bytes: int) -> None:
-    """Remove the longest unused files until the rest fits; those in use stay."""
+    """Remove what killed writers left, then the longest unused files until the rest fits."""
     pixels_bytes = int(limit_bytes * _PIXELS_FRACTION)
     PixelCache(data_folder / "cache" / "pixels").evict(pixels_bytes)
     cache = data_folder / "cache"
+    for path in cache.glob(f"*/.*{TEMPORARY_SUFFIX}"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                path.unlink()
     kinds = ("features/*.safetensors", "engines/*.onnx", "neighbours/*.npy")
     rest = [path for kind in kinds for path in cache.glob(kind)]
     _remove_oldest(rest, limit_bytes - pixels_bytes)

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from jobs import engine_builds, lifecycle
+from jobs.exports import rows as exports
 from jobs.promotion import conclude, first_result
 from jobs.reproduction import compare_versions
 from jobs.states import JobEvent
@@ -47,8 +48,11 @@ def finish(
         LeaseLost: The lease is over; nothing was written.
         BlobMissing, BlobCorrupt: A file of the result is not what it should be.
         ArtifactMalformed: The artifact does not hold what it should.
+        ModelNotFound, VersionNotFound: What was exported was deleted meanwhile.
     """
     prepared = _prepare_version(blobs, job, last) if "artifact" in last else None
+    if job.type == exports.TYPE:
+        blobs.verify(last["file"]["sha256"])
     promotion = last.get("promotion")
     faults.reach("publish.before_tx")
     with database.write() as connection:
@@ -58,6 +62,8 @@ def finish(
             result = _publish_version(connection, job, prepared)
         elif job.type == "ingest":
             result = _publish_dataset(connection, job, last)
+        elif job.type == exports.TYPE:
+            result = exports.publish(connection, job, last)
         else:
             result = {key: value for key, value in last.items() if key not in _NOT_OF_THE_RESULT}
         if "reproduce" in job.spec:

@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from jobs.batch_predict import BatchSpec, predict_all
+from jobs.exports.child import export
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import train
 from jobs.training.engine_build import build
@@ -50,6 +52,10 @@ def _work(
     try:
         if kind == "engine":
             return build(path, progress)
+        if kind == "batch_predict":
+            return predict_all(BatchSpec.load(path), progress, interruption)
+        if kind == "export":
+            return export(path, progress, interruption)
         if kind == "race":
             return race(RaceSpec.load(path), progress, interruption)
         return train(TrainSpec.load(path), progress, interruption)

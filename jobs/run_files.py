@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from jobs.executors.protocol import LOG_FILE_NAME
 from jobs.metrics_files import EVENTS_NAME, METRICS_NAME
+from jobs.predictions_file import PREDICTIONS_NAME, TABLE_NAME
 from jobs.progress import FILE_NAME as PROGRESS_NAME
 
 _CHUNK_BYTES = 1 << 18
@@ -43,6 +44,8 @@ RUN_FILES: dict[str, RunFile] = {
     METRICS_NAME: RunFile("application/x-ndjson"),
     EVENTS_NAME: RunFile("application/octet-stream"),
     "data_report.json": RunFile("application/json", of_attempt=True),
+    PREDICTIONS_NAME: RunFile("application/x-ndjson"),
+    TABLE_NAME: RunFile("text/csv; charset=utf-8"),
 }
 
 

@@ -13,6 +13,7 @@ from jobs.store.jobs import Job
 from models_cache import durable
 
 FILE_NAME = "spec.json"
+_OF_AN_INGEST = ("val_fraction", "corrections", "unlabelled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,9 @@ def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Data
         "download": _download,
         "fine_tune": _fine_tune,
         "race": _race,
+        "batch_predict": _batch_predict,
         "engine": _engine,
+        "export": _export,
     }[job.type](machine, job, dataset, parent)
     path = folder / FILE_NAME
     durable.write_bytes(path, durable.canonical_json({**common, **particular}))
@@ -130,7 +133,7 @@ def _ingest(
         "limits": machine.ingest_limits,
         "resize_px": 256,
         "interpolation": "bilinear",
-        **{key: job.spec[key] for key in ("val_fraction", "corrections") if key in job.spec},
+        **{key: job.spec[key] for key in _OF_AN_INGEST if key in job.spec},
     }
 
 
@@ -185,6 +188,27 @@ def _engine(
 ) -> dict[str, Any]:
     threads = {"threads": machine.train_threads, "time_limit_seconds": None}
     return {**job.spec, **threads}
+
+
+def _batch_predict(
+    machine: Machine, job: Job, dataset: Dataset | None, _parent: Dataset | None
+) -> dict[str, Any]:
+    assert dataset is not None, "what is predicted is a dataset"
+    return {
+        "manifest_sha256": dataset.manifest_sha256,
+        "artifact": job.spec["artifact"],
+        "parameters": job.spec["parameters"],
+        "time_limit_seconds": job.spec["time_limit_seconds"],
+        "device": machine.device,
+        "threads": machine.train_threads,
+        "limits": machine.ingest_limits,
+    }
+
+
+def _export(
+    machine: Machine, job: Job, _dataset: Dataset | None, _parent: Dataset | None
+) -> dict[str, Any]:
+    return {**job.spec, "threads": machine.train_threads}
 
 
 def _race(

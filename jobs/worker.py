@@ -32,7 +32,7 @@ from jobs.progress import FILE_NAME as PROGRESS_FILE
 from jobs.progress import read_progress
 from jobs.specs import Machine, remove_scratch, write_spec
 from jobs.states import TERMINAL, JobEvent, JobState
-from jobs.store import datasets, events, jobs, leases
+from jobs.store import datasets, events, idempotency, jobs, leases
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
 from jobs.worker_limits import WorkerLimits
@@ -50,15 +50,18 @@ _START_AGAIN_AFTER = timedelta(seconds=5)
 _AGAIN_AFTER_LOSS = timedelta(seconds=1)
 #: What a slot of each kind may run: data and downloads never wait for a training.
 SLOT_KINDS = {
-    "train": ("fine_tune", "race"),
+    "train": ("fine_tune", "race", "batch_predict"),
     "data": ("ingest",),
     "weights": ("download",),
     "engine": ("engine",),
+    "export": ("export",),
 }
 CHILD_KINDS: dict[str, AttemptKind] = {
     "fine_tune": "train",
     "race": "train",
+    "batch_predict": "train",
     "engine": "train",
+    "export": "train",
     "ingest": "ingest",
     "download": "download",
 }
@@ -315,6 +318,9 @@ class Worker:
             status = jobs.get(connection, attempt.job.id, attempt.job.project).status
         if status in TERMINAL:
             bound_caches(self._machine.data_folder, self._limits.disk_cache_bytes)
+            with self._database.write() as connection:
+                age = timedelta(seconds=self._limits.idempotency_seconds)
+                idempotency.forget(connection, age)
             folder = self._machine.run_folder(attempt.job.id) / "checkpoints"
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,6 +13,7 @@ class WorkerLimits:
     data_slots: int = 1
     weights_slots: int = 1
     engine_slots: int = 1
+    export_slots: int = 1
     lease_seconds: float = 45.0
     heartbeat_seconds: float = 10.0
     tick_seconds: float = 0.05
@@ -23,6 +24,7 @@ class WorkerLimits:
     stall_seconds: float = 300.0
     memory_patience_seconds: float = 60.0  # for memory that other programs hold
     disk_cache_bytes: int = 20 << 30
+    idempotency_seconds: float = 86_400.0
     fault_limit: int = 3
     #: Attempts in a row without a new checkpoint, whoever's fault: a job that takes its worker or
     #: its fork server down each time must end as well.

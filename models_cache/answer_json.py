@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models_cache.answers import ImageOutput, decided, ranked
+from models_cache.answer_bodies import abstention_of, answer_body
+from models_cache.answers import ImageOutput
 from models_cache.asgi import as_json
 from models_cache.errors import ImageError, to_wire
 from models_cache.served_models import Model
@@ -26,24 +26,14 @@ class Prediction:
 
 def answer_of(model: Model, predictions: Sequence[Prediction], wanted: Wanted) -> bytes:
     """Return the answer to a prediction as JSON; each image by itself, see `as_json`."""
-    abstention = _abstention(model, wanted.max_error)
-    threshold = -math.inf
-    if abstention is not None:
-        threshold = math.inf if abstention["threshold"] is None else abstention["threshold"]
+    abstention = abstention_of(model, wanted.max_error)
     bodies = []
     for prediction in predictions:
         output = prediction.output
         if isinstance(output, ImageError):
             bodies.append(as_json({"error": to_wire(output)}))
             continue
-        decision, confidence = decided(output.scores, model)
-        body = {
-            "scores": ranked(output.scores, model.classes, wanted.top_k),
-            **decision,
-            "abstained": output.out_of_distribution or not confidence > threshold,
-            "ood_score": output.ood_score,
-            "out_of_distribution": output.out_of_distribution,
-        }
+        body = answer_body(output, model, wanted.top_k, abstention)
         if wanted.features:
             body["features"] = output.features.tolist()
         if wanted.logits:
@@ -62,24 +52,6 @@ def answer_of(model: Model, predictions: Sequence[Prediction], wanted: Wanted) -
         "wanted_engine": model.backbone.wanted_engine,
     }
     return b'{"predictions": [%s], %s' % (b", ".join(bodies), as_json(rest)[1:])
-
-
-def _abstention(model: Model, max_error: float | None) -> dict[str, float | None] | None:
-    """Return above which confidence a model keeps an error budget, and what that costs it.
-
-    Without a budget None. A `threshold` of None: no threshold keeps it, as far as the held-out
-    images can tell, and the model answers nothing.
-    """
-    if max_error is None:
-        return None
-    calibration = model.head.artifact.facts.calibration
-    level = None if calibration is None else calibration.level_for(max_error)
-    return {
-        "max_error": max_error,
-        "threshold": None if level is None else level.threshold,
-        "coverage": 0.0 if level is None else level.coverage,
-        "error_bound": None if level is None else level.error_bound,
-    }
 
 
 def milliseconds(seconds: float) -> float:

@@ -27,6 +27,7 @@ from models_cache.weights_errors import (
 
 DEFAULT = "DEFAULT"
 SNAPSHOT_FORMAT = 1
+ACTIVATIONS_PX = 224  # side of the image whose activations are counted
 _SNAPSHOT_FOLDER = Path(__file__).parent
 _SNAPSHOT_NAME = re.compile(r"catalogue_torchvision_(\d+)\.(\d+)\.json")
 
@@ -98,6 +99,8 @@ class BackboneInfo:
         family: The torchvision module that holds the builder.
         feature_width: Length D of the pooled features `[B, D]`.
         parameters: Count, without the classifier.
+        activation_bytes: What the backward pass of an image of `ACTIVATIONS_PX` needs, float32,
+            without parameters.
         smallest_input_px: Smallest side of a square image it can sensibly take.
         fixed_input: Whether a built network takes images of one size only.
         default: Name of torchvision's best weights, else of the catalogue's first.
@@ -108,6 +111,7 @@ class BackboneInfo:
     family: str
     feature_width: int
     parameters: int
+    activation_bytes: int
     smallest_input_px: int
     fixed_input: bool
     default: str | None  # None: no weights at all

@@ -3,6 +3,10 @@
 What decides a feature besides the image is a context (`FeatureKey`). The rows of a context lie in
 segments, files that are written once and named by their content: writers never meet, and any file
 may be deleted at any time. A new version of a dataset adds one segment with its new images.
+
+Where segments become many, the writer puts the small ones together: the new file is on disk before
+the first old one goes, so that whatever is killed or runs beside it, no row is ever gone. A reader
+that comes too late for a file it has listed finds its rows in one that it has not.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +24,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from models_cache import durable
+from models_cache import durable, faults
+from models_cache.errors import InsufficientStorage
 from models_cache.pixels import DECODER
 
 SUFFIX = ".safetensors"
 CENTER_CROP = "center-crop"
 
+_MOST_SEGMENTS = 8  # of one context; more are put together
+_MOST_MERGED_BYTES = 64 << 20  # of one segment: what is rewritten at once, and evicted at once
 _SHA256_BYTES = 32
 _FORMAT = 2
 
@@ -76,16 +84,46 @@ class FeatureCache:
         Segments that hold none of these images are not read, damaged ones are passed over.
         """
         missing, found = set(images), dict[str, Tensor]()
-        for path in self.segments(key):
-            if not missing:
-                break
-            for image, row in _rows(path, missing):
-                found[image] = row
-                missing.discard(image)
+        looked_at = set[Path]()
+        while missing and (paths := [p for p in self.segments(key) if p not in looked_at]):
+            looked_at.update(paths)
+            for path in paths:
+                for image, row in _rows(path, missing):
+                    found[image] = row
+                    missing.discard(image)
+                if not missing:
+                    break
         return found
 
     def write(self, key: FeatureKey, images: Sequence[str], features: Tensor) -> None:
         """Store rows, float32 `[N, D]`, by the SHA-256 of their images."""
+        self._store(key, images, features, "features")
+        with suppress(InsufficientStorage):  # nobody waits for it
+            self._merge(key)
+
+    def _merge(self, key: FeatureKey) -> None:
+        """Put the smallest segments of a context together if it has many."""
+        paths = self.segments(key)
+        if len(paths) <= _MOST_SEGMENTS:
+            return
+        rows, merged = dict[str, Tensor](), list[Path]()
+        for path in _smallest(paths):
+            found = list(_rows(path, None))  # none where another writer was faster
+            if found:
+                rows = dict(found) | rows
+                merged.append(path)
+        if len(merged) < 2:
+            return
+        images = sorted(rows)
+        features = torch.stack([rows[image] for image in images])
+        kept = self._store(key, images, features, "features_merge")
+        for path in merged:
+            if path != kept:
+                faults.reach("features_merge.before_unlink")
+                path.unlink(missing_ok=True)
+
+    def _store(self, key: FeatureKey, images: Sequence[str], features: Tensor, point: str) -> Path:
+        """Write a segment durably and return its path."""
         table = torch.frombuffer(bytearray.fromhex("".join(images)), dtype=torch.uint8)
         tensors = {
             "images": table.reshape(len(images), _SHA256_BYTES),
@@ -94,11 +132,27 @@ class FeatureCache:
         checksums = {name: _sha256(tensor) for name, tensor in tensors.items()}
         content = durable.sha256_of_bytes(durable.canonical_json(checksums))
         path = self._root / f"{key.digest}-{content}{SUFFIX}"
-        durable.write_bytes(path, save(tensors, metadata=checksums), point="features")
+        durable.write_bytes(path, save(tensors, metadata=checksums), point=point)
+        return path
 
 
-def _rows(path: Path, wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the wanted rows of a segment; none if it is gone or damaged."""
+def _smallest(paths: Sequence[Path]) -> list[Path]:
+    """Return as many of the smallest files as may be put together."""
+    sized: list[tuple[int, Path]] = []
+    for path in paths:
+        with suppress(FileNotFoundError):  # another writer was faster
+            sized.append((path.stat().st_size, path))
+    sized.sort()
+    sums_bytes = accumulate(size_bytes for size_bytes, _ in sized)
+    return [
+        path
+        for (_, path), sum_bytes in zip(sized, sums_bytes, strict=True)
+        if sum_bytes <= _MOST_MERGED_BYTES
+    ]
+
+
+def _rows(path: Path, wanted: set[str] | None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the wanted rows of a segment, or all; none if it is gone or damaged."""
     with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
         checksums = file.metadata() or {}
         table = file.get_tensor("images")
@@ -107,7 +161,7 @@ def _rows(path: Path, wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
         names = table.numpy().tobytes().hex()
         width = 2 * _SHA256_BYTES
         images = [names[start : start + width] for start in range(0, len(names), width)]
-        chosen = [row for row, image in enumerate(images) if image in wanted]
+        chosen = [row for row, image in enumerate(images) if wanted is None or image in wanted]
         if not chosen:
             return
         features = file.get_tensor("features")

@@ -16,7 +16,8 @@ import torchvision
 import torchvision.models
 
 from models_cache import backbones, durable
-from models_cache.catalogue import SNAPSHOT_FORMAT, BackboneInfo, WeightsInfo
+from models_cache.activations import activation_bytes
+from models_cache.catalogue import ACTIVATIONS_PX, SNAPSHOT_FORMAT, BackboneInfo, WeightsInfo
 from models_cache.preprocessing import Interpolation, Preprocessing
 
 _MEBIBYTE = 1 << 20  # the unit of torchvision's `_file_size`
@@ -41,15 +42,19 @@ def snapshot() -> dict[str, Any]:
     return {
         "format": SNAPSHOT_FORMAT,
         "torchvision": torchvision.__version__.partition("+")[0],
-        "backbones": [describe(name).as_json() for name in backbones.architectures()],
+        "backbones": [
+            describe(name, activation_bytes(name, ACTIVATIONS_PX)).as_json()
+            for name in backbones.architectures()
+        ],
     }
 
 
-def describe(architecture: str) -> BackboneInfo:
+def describe(architecture: str, activation_bytes: int) -> BackboneInfo:
     """Return what torchvision says of one architecture; one without any weights is described too.
 
     Args:
         architecture: A classification builder.
+        activation_bytes: What it keeps of an image; finding that out takes longer than the rest.
     """
     try:
         entries = list(torchvision.models.get_model_weights(architecture))
@@ -62,6 +67,7 @@ def describe(architecture: str) -> BackboneInfo:
         family=backbones.family(architecture),
         feature_width=backbones.feature_width(architecture),
         parameters=backbones.parameter_count(architecture),
+        activation_bytes=activation_bytes,
         smallest_input_px=backbones.smallest_input_px(architecture),
         fixed_input=backbones.has_fixed_input(architecture),
         default=best,

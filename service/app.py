@@ -24,11 +24,13 @@ from service import problems
 from service.engine_wishes import EngineWishes
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
+from service.manifests import RecentManifests
 from service.metrics import ServiceMetrics
-from service.middleware import BrowserGuard
+from service.middleware import BrowserGuard, HeadAsGet
 from service.routers import (
     backbones,
     datasets,
+    exports,
     features,
     feedback,
     hugging_face,
@@ -85,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
         backbones.router,
         jobs.router,
         models.router,
+        exports.router,
         predict.router,
         features.router,
         feedback.router,
@@ -96,6 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
         ops.router,
     ):
         app.include_router(router)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BrowserGuard, local_names_only=settings.is_loopback)
     return app
 
@@ -113,6 +117,7 @@ def build_services(settings: Settings) -> Services:
         settings=settings,
         database=database,
         blobs=blobs,
+        manifests=RecentManifests(blobs),
         catalogue=Catalogue.load(extra_files=catalogues),
         vault=WeightsVault(
             settings.data_dir / "weights",

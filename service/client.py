@@ -75,6 +75,7 @@ class Graft(Connection):
         archive: Path | str,
         *,
         name: str = "dataset",
+        labelled: bool = True,
         report: Report | None = None,
         idempotency_key: str | None = None,
     ) -> Json:
@@ -83,11 +84,16 @@ class Graft(Connection):
         Args:
             archive: The file.
             name: What to call the data set.
+            labelled: Whether the images have labels; without, a model can only predict them.
             report: Called with bytes sent and bytes in all.
             idempotency_key: Repeat a call with the same key and nothing is made twice.
         """
         return self._send(
-            "/v1/datasets", Path(archive), report, idempotency_key, params={"name": name}
+            "/v1/datasets",
+            Path(archive),
+            report,
+            idempotency_key,
+            params={"name": name, "labels": "required" if labelled else "none"},
         )
 
     def add_images(
@@ -195,6 +201,10 @@ class Graft(Connection):
             raise JobFailed(job)
         return job
 
+    def save_file(self, job_id: str, name: str, destination: Path | str) -> Path:
+        """Save a file of a job, such as `predictions.csv`."""
+        return self._save(f"/v1/jobs/{job_id}/files/{name}", destination)
+
     # -- models ------------------------------------------------------------------------------
 
     def models(self) -> Iterator[Json]:
@@ -277,6 +287,10 @@ class Graft(Connection):
         answer = self._call("POST", f"/v1/models/{reference}/feedback", json=body)
         return dict(answer["data"][0])
 
+    def feedback_about(self, name: str) -> Iterator[Json]:
+        """Yield what was said about a model's images, oldest first."""
+        return self._list(f"/v1/models/{name}/feedback")
+
     def apply_feedback(self, reference: str, *, retrain: bool = True) -> Json:
         """Make a version of the data set with all feedback, and learn from it if asked."""
         body = {"retrain": retrain}
@@ -285,6 +299,22 @@ class Graft(Connection):
     def download_archive(self, name: str, version: int, destination: Path | str) -> Path:
         """Save an artifact as a zip file."""
         return self._save(f"/v1/models/{name}/versions/{version}/archive", destination)
+
+    def export(self, name: str, version: int, format: str = "onnx") -> Json:  # noqa: A002
+        """Export a version as `onnx` or `torch_export`; `wait_for_job` of its id waits for it."""
+        path = f"/v1/models/{name}/versions/{version}/exports"
+        return self._call("POST", path, json={"format": format})
+
+    def export_of(self, name: str, version: int, export_id: str) -> Json:
+        """Return an export."""
+        return self._call("GET", f"/v1/models/{name}/versions/{version}/exports/{export_id}")
+
+    def download_export(
+        self, name: str, version: int, export_id: str, destination: Path | str
+    ) -> Path:
+        """Save an export as a zip file."""
+        path = f"/v1/models/{name}/versions/{version}/exports/{export_id}/file"
+        return self._save(path, destination)
 
     def import_archive(self, name: str, archive: Path | str) -> Json:
         """Publish a downloaded artifact as the next version of a model."""
@@ -295,8 +325,7 @@ class Graft(Connection):
     def backbones(self, *, downloaded: bool | None = None) -> list[Json]:
         """Return the catalogue of backbones."""
         params = {} if downloaded is None else {"downloaded": str(downloaded).lower()}
-        page: list[Json] = self._call("GET", "/v1/backbones", params=params)["data"]
-        return page
+        return list(self._list("/v1/backbones", params))
 
     def download_weights(self, architecture: str, weights: str = "DEFAULT") -> Json:
         """Fetch weights in the background."""

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from jobs.errors import RecipeInvalid
 from jobs.recipes import RECIPES
+from service.batch_schemas import BatchParameters, batch_reference
 from service.errors import JobFileInvalid, JsonMalformed, ValidationFailed
 from service.json_body import MAX_JSON_BYTES, parse_json
 from service.race_schemas import RaceParameters, race_parameters
@@ -206,6 +207,10 @@ def _parameter_faults(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
     try:
         if request.type == "race":
             race_parameters(request)
+            return
+        if request.type == "batch_predict":
+            known = list(BatchParameters.model_fields)
+            batch_reference(request)
             return
         known = list(parameters_model(request.recipe).model_fields)
         check_parameters(request.recipe, request.parameters)

@@ -1,7 +1,8 @@
-"""What happens around every request: its id, its one log line, and who may call from a browser."""
+"""What happens around every request: its id, its log line, HEAD, and calls from a browser."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import re
@@ -110,6 +111,40 @@ class BrowserGuard:
         if changes and origin is not None and origin.partition("://")[2] != host:
             return "a page of another origin may not change anything here"
         return None
+
+
+class HeadAsGet:
+    """Answers HEAD as GET would, without the body.
+
+    A stream of events ends with its headers: whoever makes it is told that the client is gone.
+    """
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        answered = asyncio.Event()
+        requests: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receiving() -> Message:
+            if requests:
+                return requests.pop()
+            await answered.wait()
+            return {"type": "http.disconnect"}
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                answered.set()
+
+        # Version 2.3 of the protocol: streams listen for the client's end
+        asgi = {**scope["asgi"], "spec_version": "2.3"}
+        await self._app({**scope, "method": "GET", "asgi": asgi}, receiving, sending)
 
 
 def _is_local(host: str) -> bool:

@@ -24,8 +24,9 @@ from starlette.responses import Response
 from jobs import errors as jobs_errors
 from jobs import feedback_errors
 from jobs.datasets import errors as dataset_errors
+from jobs.exports import errors as exports_errors
 from models_cache import errors as cache_errors
-from models_cache import weights_errors
+from models_cache import export_errors, weights_errors
 from models_cache.asgi import ClientGone
 from models_cache.errors import GraftError
 from service import errors as request_errors
@@ -44,6 +45,7 @@ STATUS: dict[type[GraftError], int] = {
     weights_errors.WeightsUnavailable: 503,
     cache_errors.ImageError: 422,
     cache_errors.ArtifactError: 422,
+    export_errors.ExportError: 422,
     cache_errors.InferenceError: 503,
     cache_errors.PredictTimedOut: 504,
     cache_errors.PredictTooLarge: 413,
@@ -65,6 +67,8 @@ STATUS: dict[type[GraftError], int] = {
     jobs_errors.ModelNotFound: 404,
     jobs_errors.VersionNotFound: 404,
     jobs_errors.AliasConflict: 409,
+    exports_errors.ExportNotFound: 404,
+    exports_errors.ExportNotReady: 409,
     jobs_errors.VersionInUse: 409,
     feedback_errors.FeedbackError: 409,
     feedback_errors.FeedbackNotFound: 404,
@@ -82,6 +86,8 @@ STATUS: dict[type[GraftError], int] = {
     request_errors.DatabaseUnavailable: 503,
     request_errors.ModelUnavailable: 503,
 }
+
+GONE_STATUS = 499  # as nginx calls a client that hung up
 
 _RETRY_AFTER_SECONDS = {503: "2", 507: "60"}
 _CODE_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "payload-too-large"}

@@ -24,8 +24,10 @@ class RaceParameters(Request):
         Field(description="`architecture` or `architecture:WEIGHTS` each; or all on disk."),
     ] = "downloaded"
     folds: int = Field(5, ge=2, le=20, description="Cross-validation folds.")
-    rank_by: Literal["loss", "accuracy_top1"] = Field(
-        "loss", description="Out-of-fold figure that decides."
+    rank_by: Literal["auto", "loss", "accuracy_top1", "mean_average_precision"] = Field(
+        "auto",
+        description="Out-of-fold figure that decides; auto: loss, with several labels per image "
+        "mean_average_precision.",
     )
     learning_curve: Literal["best", "all", "none"] = Field(
         "best", description="Whose learning curve is drawn."

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.services import MODEL_NAME_PATTERN
+from service.services import REFERENCE_PATTERN
 
 _Item = TypeVar("_Item")
 
@@ -32,7 +32,9 @@ class JobRequest(Request):
     recipe: str = Field("head", min_length=1, max_length=64)
     parameters: dict[str, Any] = Field(default_factory=dict, description="Overrides of the recipe.")
     model: str | None = Field(
-        None, pattern=MODEL_NAME_PATTERN, description="Default: from the data set's name."
+        None,
+        pattern=REFERENCE_PATTERN,
+        description="Default: from the data set's name. Only `batch_predict` takes `name@version`.",
     )
     promote: bool = Field(True, description="Whether the new version becomes alias `default`.")
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")
@@ -90,6 +92,12 @@ class FeedbackRequest(Request):
     """The JSON form of `POST /v1/models/{name}/feedback`."""
 
     inputs: list[FeedbackInput] = Field(min_length=1, max_length=32)
+
+
+class ExportRequest(Request):
+    """`POST /v1/models/{name}/versions/{version}/exports`."""
+
+    format: Literal["onnx", "torch_export"]
 
 
 class ApplyFeedbackRequest(Request):
@@ -260,6 +268,25 @@ class ApplyFeedbackBody(BaseModel):
     dataset: str
     job: str | None
     images: int
+
+
+class ExportBody(BaseModel):
+    """A version as a graph in a zip: made by the job of the same id."""
+
+    id: str
+    object: Literal["model.export"] = "model.export"
+    model: str
+    version: int
+    format: str
+    status: str
+    phase: str | None
+    file: dict[str, Any] | None = Field(description="`sha256` and `size` once it has succeeded.")
+    checked: dict[str, Any] | None = Field(
+        description="Largest differences to served probabilities, and of how many images."
+    )
+    error: dict[str, Any] | None
+    created_at: datetime
+    finished_at: datetime | None
 
 
 class FileBody(BaseModel):

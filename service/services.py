@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,12 +21,14 @@ from service.engine_wishes import EngineWishes
 from service.errors import ValidationFailed
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
+from service.manifests import RecentManifests
 from service.metrics import ServiceMetrics
 from service.settings import Settings
 from service.shadowing import Shadows
 from service.version_finder import VersionFinder
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+REFERENCE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}(@([a-z][a-z0-9._-]{0,62}|[1-9]\d{0,8}))?$"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Services:
     settings: Settings
     database: Database
     blobs: BlobStore
+    manifests: RecentManifests
     catalogue: Catalogue
     vault: WeightsVault
     inference: InferenceClient
@@ -74,6 +79,12 @@ IdempotencyKey = Annotated[
 def new_id(prefix: str) -> str:
     """Return a new id such as `job_0192...`; ids sort by the time they were made."""
     return f"{prefix}_{uuids.uuid7().hex}"
+
+
+def remove_run_folders(services: Services, job_ids: Iterable[str]) -> None:
+    """Remove what jobs that are deleted left on disk: logs, figures, progress."""
+    for job_id in job_ids:
+        shutil.rmtree(services.settings.data_dir / "runs" / job_id, ignore_errors=True)
 
 
 def checked_name(name: str, pointer: str) -> str:

@@ -14,11 +14,10 @@ from models_cache.errors import ArtifactError, StorageError
 from models_cache.weights_errors import WeightsError
 from service.errors import ModelUnavailable
 from service.inference_client import Wanted
-from service.services import Services
+from service.services import REFERENCE_PATTERN, Services
 
-_REFERENCE = r"^[a-z0-9][a-z0-9._-]{0,62}(@([a-z][a-z0-9._-]{0,62}|[1-9]\d{0,8}))?$"
 ReferencePath = Annotated[
-    str, Path(pattern=_REFERENCE, description="`name`, `name@alias` or `name@version`.")
+    str, Path(pattern=REFERENCE_PATTERN, description="`name`, `name@alias` or `name@version`.")
 ]
 
 

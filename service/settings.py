@@ -84,6 +84,9 @@ class Settings(BaseSettings):
         2 << 30, ge=1024, description="Largest data set archive, in bytes."
     )
     max_image_pixels: int = Field(40_000_000, ge=1024, description="Largest image, in pixels.")
+    idempotency_seconds: float = Field(
+        86_400.0, ge=1, description="For so long a request with the same key is made only once."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line that is logged."
     )
@@ -176,6 +179,7 @@ class Settings(BaseSettings):
             heartbeat_seconds=min(10.0, self.lease_seconds / 4.5),
             stall_seconds=self.stall_seconds,
             disk_cache_bytes=self.disk_cache_bytes,
+            idempotency_seconds=self.idempotency_seconds,
         )
 
 

@@ -48,7 +48,11 @@ class Shadows:
         self._writer: asyncio.Task[None] | None = None
 
     def offer(
-        self, reference: str, version: Version, images: Sequence[bytes], said: list[dict[str, Any]]
+        self,
+        reference: str,
+        version: Version,
+        images: Sequence[bytes | memoryview],
+        said: list[dict[str, Any]],
     ) -> None:
         """Consider a request that has been answered; returns at once.
 
@@ -88,7 +92,7 @@ class Shadows:
             shadows.add(connection, counted)
 
     async def _compare(
-        self, version: Version, images: Sequence[bytes], said: list[dict[str, Any]]
+        self, version: Version, images: Sequence[bytes | memoryview], said: list[dict[str, Any]]
     ) -> None:
         candidate = await run_in_threadpool(self._candidate, version)
         if candidate is None:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from jobs.datasets.manifest import LabelledImage, Manifest, build_manifest
+from jobs.executors.local import TRAINING_ENVIRONMENT
 from jobs.progress import FILE_NAME, read_progress
 from models_cache.backbones import build_backbone
 from models_cache.blobs import BlobStore
@@ -113,7 +114,7 @@ for line in sys.stdin:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+            env={**os.environ, **TRAINING_ENVIRONMENT},
         )
         assert self._answer() == "ready"
 
@@ -162,7 +163,7 @@ class TrainingJob:
             [sys.executable, "-m", "jobs.run", str(self.next_spec(faults))],
             cwd=REPOSITORY,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+            env={**os.environ, **TRAINING_ENVIRONMENT},
         )
 
     def next_spec(self, faults: str = "") -> Path:

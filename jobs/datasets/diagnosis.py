@@ -130,3 +130,8 @@ def named(texts: Sequence[str]) -> str:
     shown = ", ".join(printable(text) for text in texts[:_MAX_NAMED])
     more = len(texts) - _MAX_NAMED
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def paths_of(images: Sequence[ImageEntry]) -> str:
+    """Return the paths of the first few of some images, and how many more there are."""
+    return named([image.path for image in images])

@@ -24,8 +24,8 @@ from jobs.datasets.corrections import corrected
 from jobs.datasets.decoding import DecoderPool
 from jobs.datasets.errors import ClassWithoutImages, EmptyDataset, printable
 from jobs.datasets.ingest_spec import IngestSpec
-from jobs.datasets.labelling import label_images
-from jobs.datasets.manifest import TRAIN, VAL, LabelledImage, Manifest, build_manifest
+from jobs.datasets.labelling import label_images, unlabelled_images
+from jobs.datasets.manifest import TRAIN, UNLABELLED, VAL, LabelledImage, Manifest, build_manifest
 from jobs.datasets.near_duplicates import near_duplicates
 from jobs.datasets.report import Report
 from jobs.datasets.split import draw_val
@@ -111,7 +111,10 @@ class Ingest:
         spool = PixelSpool(self._scratch / "pixels", spec.limits.max_pixels_bytes)
         with DecoderPool(spec.decode_plan()) as decoders:
             unpacked = self._unpack()
-            images = label_images(unpacked, kept, spec.limits, report)
+            if spec.unlabelled or (parent is not None and parent.task == UNLABELLED):
+                images = unlabelled_images(unpacked)
+            else:
+                images = label_images(unpacked, kept, spec.limits, report)
             classes = {name for image in (*kept, *images) for name in image.names}
             checker = Checker(decoders, spool, self._progress)
             checker.decode({image.sha256: unpacked.images[image.path].path for image in images})
@@ -126,7 +129,8 @@ class Ingest:
         seen = _appearances([*kept, *images], checker, parent, parent_pixels)
         hashes = list(seen)
         groups = [[hashes[i] for i in group] for group in near_duplicates(list(seen.values()))]
-        images = self._with_splits(images, kept, groups)
+        if classes:  # without labels nothing is held out
+            images = self._with_splits(images, kept, groups)
         order = parent.classes if parent else ()
         manifest = self._manifest([*kept, *images], classes, order)
         self._examine(manifest, seen, checker, groups)

@@ -25,6 +25,7 @@ class IngestSpec:
         resize_px: Shorter side of the packed pixels.
         interpolation: Kernel of that resize.
         corrections: Whether the upload says what images of its parent really show.
+        unlabelled: Whether images have no labels, wherever they lie.
         val_fraction: Share of each class that is held out if the upload does not say.
         faults: Plan of named points to fail at, for tests.
         faults_folder: Where fired points are marked.
@@ -38,6 +39,7 @@ class IngestSpec:
     resize_px: int
     interpolation: Interpolation
     corrections: bool
+    unlabelled: bool
     val_fraction: float
     faults: str
     faults_folder: str
@@ -54,6 +56,7 @@ class IngestSpec:
             resize_px=value.get("resize_px", 256),
             interpolation=value.get("interpolation", "bilinear"),
             corrections=value.get("corrections", False),
+            unlabelled=value.get("unlabelled", False),
             val_fraction=value.get("val_fraction", VAL_FRACTION),
             faults=value.get("faults", ""),
             faults_folder=value.get("faults_folder", value["attempt_folder"]),

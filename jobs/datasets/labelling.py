@@ -9,7 +9,7 @@ from jobs.datasets.errors import LabelKindMismatch
 from jobs.datasets.label_sets import joined, separated
 from jobs.datasets.layout import Layout, find_layout
 from jobs.datasets.limits import IngestLimits
-from jobs.datasets.manifest import LabelledImage
+from jobs.datasets.manifest import TRAIN, LabelledImage
 from jobs.datasets.report import Report
 from jobs.datasets.unpack import Unpacked
 
@@ -57,6 +57,23 @@ def label_images(
             several=layout.several,
         )
         for name, label in sorted(layout.labels.items())
+    ]
+
+
+def unlabelled_images(unpacked: Unpacked) -> list[LabelledImage]:
+    """Return the images of an upload that has no labels, wherever they lie in it."""
+    return [
+        LabelledImage(
+            sha256=file.sha256,
+            size_bytes=file.size_bytes,
+            path=name,
+            width_px=0,
+            height_px=0,
+            split=TRAIN,
+            class_name="",
+            several=True,
+        )
+        for name, file in sorted(unpacked.images.items())
     ]
 
 

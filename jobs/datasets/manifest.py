@@ -19,6 +19,7 @@ from models_cache.durable import canonical_json, sha256_of_bytes
 
 FORMAT = 1
 TASK = "classification"
+UNLABELLED = "unlabelled"  # nothing can be learned from it; a model can look at it
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL, TEST)
 _ID_DIGITS = 16
@@ -120,7 +121,7 @@ class Manifest:
                 height_px=image.height,
                 split=image.split,
                 class_name=joined(self.classes[label] for label in image.labels),
-                several=self.task == MULTILABEL,
+                several=self.task != TASK,
             )
             for image in self.images
         ]
@@ -161,7 +162,7 @@ class Manifest:
         value = json.loads(blobs.read(sha256))
         if value["format"] != FORMAT:
             raise ValueError(f"manifest {sha256} has format {value['format']}, known is {FORMAT}")
-        if value["task"] == MULTILABEL:
+        if value["task"] != TASK:
             value["images"] = [i | {"label": tuple(i["label"])} for i in value["images"]]
         images = tuple(ImageEntry(**image) for image in value["images"])
         return cls(tuple(value["classes"]), images, value["task"])
@@ -180,7 +181,9 @@ def build_manifest(
     names = (*kept, *sorted(set(classes) - set(kept)))
     labels = {name: label for label, name in enumerate(names)}
     images = list(images)
-    task = MULTILABEL if any(image.several for image in images) else TASK
+    task = TASK
+    if any(image.several for image in images):
+        task = MULTILABEL if names else UNLABELLED
     entries = [_entry(image, sorted(labels[name] for name in image.names)) for image in images]
     entries.sort(key=lambda entry: (entry.split, entry.labels, entry.sha256))
     assert len({entry.id for entry in entries}) == len(entries), "two images of one id"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from jobs.errors import IdempotencyMismatch
 from jobs.store.database import utc_now
@@ -50,6 +51,12 @@ def find(
     if row.fingerprint != fingerprint:
         raise IdempotencyMismatch(key)
     return str(row.resource)
+
+
+def forget(connection: Connection, older_than: timedelta) -> int:
+    """Forget the keys of requests longer ago than that; return how many there were."""
+    old = idempotency_keys.c.created_at < utc_now() - older_than
+    return connection.execute(delete(idempotency_keys).where(old)).rowcount
 
 
 def remember(

@@ -28,6 +28,9 @@ from jobs.store.tables import DEFAULT_PROJECT, jobs
 #: Jobs that people ask for; the others serve datasets and weights and are not listed.
 PUBLIC_TYPES = frozenset({"fine_tune", "race", "evaluate", "batch_predict", "export"})
 
+#: Those that wait for the same slots; exports have one of their own.
+_TRAININGS = PUBLIC_TYPES - {"export"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -170,7 +173,7 @@ def queue_position(connection: Connection, job: Job) -> int | None:
     return connection.scalar(
         select(func.count())
         .select_from(jobs)
-        .where(jobs.c.status == JobState.QUEUED, _public(job.type), ahead)
+        .where(jobs.c.status == JobState.QUEUED, _of_same_queue(job.type), ahead)
     )
 
 
@@ -206,6 +209,15 @@ def of_dataset(connection: Connection, dataset_id: str, job_type: str) -> Job | 
         .limit(1)
     ).one_or_none()
     return None if row is None else job_of(row)
+
+
+def of_model(
+    connection: Connection, model: str, job_type: str, project: str = DEFAULT_PROJECT
+) -> list[Job]:
+    """Return the jobs of a type that a model's name was given to, newest first."""
+    chosen = (jobs.c.project == project, jobs.c.model == model, jobs.c.type == job_type)
+    rows = connection.execute(select(jobs).where(*chosen).order_by(jobs.c.number.desc()))
+    return [job_of(row) for row in rows]
 
 
 def unfinished_of_type(connection: Connection, job_type: str) -> list[Job]:
@@ -304,5 +316,5 @@ def remove(connection: Connection, job_id: str, project: str = DEFAULT_PROJECT) 
     connection.execute(delete(jobs).where(jobs.c.id == job_id))
 
 
-def _public(job_type: str) -> ColumnElement[bool]:
-    return jobs.c.type.in_(PUBLIC_TYPES) if job_type in PUBLIC_TYPES else jobs.c.type == job_type
+def _of_same_queue(job_type: str) -> ColumnElement[bool]:
+    return jobs.c.type.in_(_TRAININGS) if job_type in _TRAININGS else jobs.c.type == job_type

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -53,7 +53,7 @@ class NewVersion:
     project: str = DEFAULT_PROJECT
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Model:
     """A name with its versions and aliases (without `latest`, which follows from them)."""
 
@@ -119,62 +119,55 @@ def get(connection: Connection, name: str, project: str = DEFAULT_PROJECT) -> Mo
     ).one_or_none()
     if row is None:
         raise ModelNotFound(name)
-    numbers = connection.scalars(
-        select(model_versions.c.version)
-        .where(model_versions.c.project == project, model_versions.c.name == name)
-        .order_by(model_versions.c.version)
-    )
-    aliases = aliases_of(connection, name, project)
-    return Model(name=name, created_at=row.created_at, versions=list(numbers), aliases=aliases)
+    return _with_versions(connection, [row], project)[0]
 
 
 def page(
     connection: Connection, limit: int, after: str | None, project: str = DEFAULT_PROJECT
 ) -> list[Model]:
-    """Return up to `limit` models by name, behind the name `after`; in three statements."""
-    statement = select(models.c.name, models.c.created_at).where(
-        models.c.project == project, models.c.deleted.is_(False)
-    )
+    """Return up to `limit` models by name, behind the name `after`."""
+    statement = select(models).where(models.c.project == project, models.c.deleted.is_(False))
     if after is not None:
         statement = statement.where(models.c.name > after)
     rows = connection.execute(statement.order_by(models.c.name).limit(limit)).all()
-    numbers: dict[str, list[int]] = {row.name: [] for row in rows}
-    aliases: dict[str, dict[str, int]] = {row.name: {} for row in rows}
-    version = model_versions.c
-    for name, number in connection.execute(
-        select(version.name, version.version)
-        .where(version.project == project, version.name.in_(numbers))
-        .order_by(version.name, version.version)
-    ):
-        numbers[name].append(number)
-    alias = model_aliases.c
-    for name, label, number in connection.execute(
-        select(alias.name, alias.alias, alias.version)
-        .where(alias.project == project, alias.name.in_(numbers))
-        .order_by(alias.name, alias.alias)
-    ):
-        aliases[name][label] = number
-    return [
-        Model(
-            name=row.name,
-            created_at=row.created_at,
-            versions=numbers[row.name],
-            aliases=aliases[row.name],
-        )
-        for row in rows
-    ]
+    return _with_versions(connection, rows, project)
+
+
+def _with_versions(connection: Connection, rows: Sequence[Row[Any]], project: str) -> list[Model]:
+    """Return the models of rows; two statements, however many they are."""
+    found = {row.name: Model(row.name, row.created_at, [], {}) for row in rows}
+    numbers = select(model_versions.c.name, model_versions.c.version).where(
+        model_versions.c.project == project, model_versions.c.name.in_(found)
+    )
+    for row in connection.execute(numbers.order_by(model_versions.c.version)):
+        found[row.name].versions.append(row.version)
+    aliases = select(model_aliases).where(
+        model_aliases.c.project == project, model_aliases.c.name.in_(found)
+    )
+    for row in connection.execute(aliases.order_by(model_aliases.c.alias)):
+        found[row.name].aliases[row.alias] = row.version
+    return list(found.values())
 
 
 def defaults(
-    connection: Connection, names: Sequence[str], project: str = DEFAULT_PROJECT
+    connection: Connection, names: Collection[str], project: str = DEFAULT_PROJECT
 ) -> dict[str, Version]:
-    """Return the versions that bare names serve, by name; a name may have none."""
-    pointed = model_aliases.c.alias == DEFAULT_ALIAS
-    same = [model_aliases.c[key] == model_versions.c[key] for key in ("project", "name", "version")]
+    """Return what bare names serve, by name; those without alias `default` are missing."""
     rows = connection.execute(
         select(model_versions)
-        .join(model_aliases, and_(pointed, *same))
-        .where(model_versions.c.project == project, model_versions.c.name.in_(names))
+        .join(
+            model_aliases,
+            and_(
+                model_aliases.c.project == model_versions.c.project,
+                model_aliases.c.name == model_versions.c.name,
+                model_aliases.c.version == model_versions.c.version,
+            ),
+        )
+        .where(
+            model_aliases.c.project == project,
+            model_aliases.c.alias == DEFAULT_ALIAS,
+            model_aliases.c.name.in_(names),
+        )
     )
     return {row.name: _version(row) for row in rows}
 

@@ -32,6 +32,7 @@ from jobs.tasks.kinds import task_of
 from jobs.training import doctor
 from jobs.training.averaging import WeightAverage
 from jobs.training.checkpoint import Checkpoint
+from jobs.training.device import peak_memory
 from jobs.training.evaluate import Outputs, predict_outputs
 from jobs.training.frozen import choose_pass, features_of_view, no_pass
 from jobs.training.head import HeadFit, fit_head
@@ -83,7 +84,7 @@ def train(spec: TrainSpec, progress: ProgressWriter, interruption: Interruption)
         else:
             result = _whole_network(ready, ready.recipe, checkpoint)
         place.rates.write(kind, estimate.rates())
-        return {**result, "resources": place.peak_memory()}
+        return {**result, "resources": peak_memory(place.device)}
 
 
 def settle(place: Place, backbone: Backbone, data: TrainingData) -> Ready:

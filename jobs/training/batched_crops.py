@@ -16,6 +16,8 @@ from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 
+_AT_ONCE = 32  # images resized in one go: some 60 MB of a device's memory
+
 
 def moved_together(cuts: Sequence[Pixels], device: torch.device) -> Tensor:
     """Return images side by side in one tensor on a device, uint8 `[B, H, W, 3]`, in one copy.
@@ -51,6 +53,13 @@ def resized(cuts: Sequence[Pixels], flips: Sequence[bool], px: int, device: torc
         px: Side of the squares.
         device: Where they are resized.
     """
+    parts = [slice(start, start + _AT_ONCE) for start in range(0, len(cuts), _AT_ONCE)]
+    return torch.cat([_resized(cuts[part], flips[part], px, device) for part in parts])
+
+
+def _resized(
+    cuts: Sequence[Pixels], flips: Sequence[bool], px: int, device: torch.device
+) -> Tensor:
     images = moved_together(cuts, device)
     count, high, wide, _ = images.shape
     sizes = _moved([cut.shape[:2] for cut in cuts], device).float()  # [B, 2]

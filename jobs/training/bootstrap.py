@@ -29,14 +29,18 @@ class Comparison:
 
     Args:
         images: How many, N.
-        gain: Mean of reference loss - candidate loss; positive: the candidate is better.
-        gain_at_least: Lower end of the one-sided 95 % interval of the gain, as if one more image
-            had been seen on which the candidate is worse by the largest difference there is.
+        gain: By how much the candidate is better: the mean of reference loss - candidate loss, or
+            the difference of what there is more of the better.
+        gain_at_least: Lower end of the one-sided 95 % interval of the gain; of losses as if one
+            more image had been seen on which the candidate is worse by the largest difference
+            there is.
+        draws: How many that interval comes from.
     """
 
     images: int
     gain: float
     gain_at_least: float
+    draws: int = DRAWS
 
     @property
     def is_better(self) -> bool:
@@ -45,7 +49,7 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON form, with the numbers that the rule has."""
-        return {**asdict(self), "level": LEVEL, "draws": DRAWS}
+        return {**asdict(self), "level": LEVEL}
 
 
 def compare(reference: Losses, candidate: Losses) -> Comparison:
@@ -66,7 +70,12 @@ def compare(reference: Losses, candidate: Losses) -> Comparison:
 
 def mean_interval_95(values: Losses) -> tuple[float, float]:
     """Return the two-sided 95 % interval of a mean by the bootstrap."""
-    low, high = np.quantile(resampled_means(values), [0.025, 0.975])
+    return interval_95(resampled_means(values))
+
+
+def interval_95(draws: Losses) -> tuple[float, float]:
+    """Return the two-sided 95 % interval of a figure from its draws."""
+    low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,8 +68,16 @@ def set_up(device: torch.device, threads: int) -> Numerics:
         threads=torch.get_num_threads(),
         deterministic=True,
         dtype=_frozen_dtype(device),
-        training_dtype=_training_dtype(device),
+        training_dtype=training_dtype(device),
     )
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Return the most memory this process has had, in bytes: the next job of the kind fits."""
+    peaks = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}
+    if device.type == "cuda":
+        peaks["peak_device_memory_bytes"] = torch.cuda.max_memory_reserved(device)
+    return peaks
 
 
 def _frozen_dtype(device: torch.device) -> str:
@@ -78,7 +87,7 @@ def _frozen_dtype(device: torch.device) -> str:
     return "float32"
 
 
-def _training_dtype(device: torch.device) -> str:
+def training_dtype(device: torch.device) -> str:
     """Return the type of forward passes that are learned from."""
     if device.type == "cpu":
         return "float32"

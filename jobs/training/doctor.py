@@ -22,23 +22,22 @@ from jobs.datasets.diagnosis import (
     NEVER,
     Finding,
     as_severe_as,
-    named,
+    paths_of,
     shown_group,
     shown_image,
 )
-from jobs.datasets.manifest import ImageEntry, Manifest
+from jobs.datasets.manifest import Manifest
 from jobs.datasets.near_duplicates import Groups
 from jobs.errors import DataBlocked
 from jobs.training.head import HeadFit
+from jobs.training.mislabels import mislabels
 from jobs.training.outcome import Ready
 from jobs.training.place import Place
-from models_cache.artifacts import MULTILABEL
 from models_cache.durable import canonical_json
 
 FILE_NAME = "data_report.json"
 FORMAT = 1
 
-_CONFIDENT_FRACTION = 0.8  # of a class's mean probability; why: docs/experiments.md
 _NEIGHBOURS = 10
 _OUTLIER_DEVIATIONS = 3.0
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
@@ -90,8 +89,7 @@ def examine(ready: Ready, features: Tensor, fit: HeadFit) -> None:
         logits = fit.head(features)  # [N, C]
         logits[train] = fit.out_of_fold_logits
         findings = [
-            # A set of labels has no likeliest other one: with several there is nothing to suggest
-            *(() if manifest.task == MULTILABEL else _mislabels(manifest, logits, train)),
+            *mislabels(manifest, logits, train),
             *odd_features(manifest, features, place.interruption.poll),
         ]
     told = [finding.as_json() for finding in findings]
@@ -102,36 +100,6 @@ def examine(ready: Ready, features: Tensor, fit: HeadFit) -> None:
         if finding.severity != INFO:
             place.progress.warning(finding.code, finding.message)
     _block(place, told)
-
-
-def likely_mislabels(
-    probabilities: NDArray[np.float64], labels: NDArray[np.int64], judges: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """Return positions of images whose label is probably wrong, the most suspicious first.
-
-    A class's threshold is a fraction of the mean probability that images of that label get. An
-    image is told if another class is over its threshold and more probable than its own label.
-
-    Args:
-        probabilities: Of heads that did not learn from the image, `[N, C]`.
-        labels: As given, `[N]`.
-        judges: Which images the thresholds come from, `[N]`: those that heads learned from.
-
-    Source:
-        Northcutt et al. 2021, "Confident Learning", arXiv:1911.00068, section 3.1, ranked by
-        normalised margin; the paper's thresholds (a fraction of 1) miss more (docs/experiments.md).
-    """
-    rows = np.arange(len(labels))
-    own = probabilities[rows, labels]
-    counts = np.bincount(labels[judges], minlength=probabilities.shape[1])
-    sums = np.bincount(labels[judges], weights=own[judges], minlength=probabilities.shape[1])
-    thresholds = _CONFIDENT_FRACTION * sums / np.maximum(counts, 1)
-    others = np.where(probabilities >= thresholds, probabilities, 0.0)
-    others[rows, labels] = 0.0
-    margin = others.max(axis=1) - own
-    suspicious = np.flatnonzero(margin > 0)
-    order: NDArray[np.int64] = suspicious[np.argsort(-margin[suspicious], kind="stable")]
-    return order
 
 
 def neighbourhood(features: Tensor, poll: Callable[[], None]) -> Neighbourhood:
@@ -184,29 +152,6 @@ def _similarities(directions: Tensor, rows: slice) -> Tensor:
     return similar
 
 
-def _mislabels(manifest: Manifest, logits: Tensor, train: Tensor) -> Iterable[Finding]:
-    probabilities = logits.double().softmax(dim=1).numpy()
-    labels = np.array([image.label for image in manifest.images])
-    judges = np.zeros(len(labels), dtype=bool)
-    judges[train.numpy()] = True
-    found = likely_mislabels(probabilities, labels, judges)
-    if len(found):
-        images = [manifest.images[i] for i in found]
-        fact = f"{len(images)} of {len(labels)} labels are probably wrong ({_paths(images)})"
-        likelier = [int(probabilities[i].argmax()) for i in found]
-        items = [
-            shown_image(
-                manifest,
-                image,
-                suggested=manifest.classes[other],
-                suggested_probability=round(float(probabilities[i, other]), 4),
-                label_probability=round(float(probabilities[i, image.label]), 4),
-            )
-            for i, image, other in zip(found, images, likelier, strict=True)
-        ]
-        yield Finding("likely-mislabelled", fact, items)
-
-
 def odd_features(
     manifest: Manifest, features: Tensor, poll: Callable[[], None]
 ) -> Iterable[Finding]:
@@ -231,7 +176,7 @@ def odd_features(
     found = outliers(near.distances)
     if len(found):
         images = [manifest.images[i] for i in found]
-        fact = f"{len(images)} of {len(features)} images resemble no others ({_paths(images)})"
+        fact = f"{len(images)} of {len(features)} images resemble no others ({paths_of(images)})"
         items = [
             shown_image(manifest, image, distance=round(float(near.distances[i]), 4))
             for i, image in zip(found, images, strict=True)
@@ -250,15 +195,11 @@ def _similar(manifest: Manifest, groups: Sequence[Sequence[int]]) -> Iterable[Fi
         ("similar-images", harmless, "within one split"),
     ):
         if found:
-            shown = f"for example {_paths(found[0])}"
+            shown = f"for example {paths_of(found[0])}"
             fact = (
                 f"{len(found)} groups of images are nearly equal to the network {where} ({shown})"
             )
             yield Finding(code, fact, [shown_group(manifest, group) for group in found])
-
-
-def _paths(images: Sequence[ImageEntry]) -> str:
-    return named([image.path for image in images])
 
 
 def _examined(ready: Ready) -> dict[str, Any]:

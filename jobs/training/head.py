@@ -142,14 +142,15 @@ def fit_head(
 def fit_linear_head(
     features: Tensor, labels: Tensor, num_classes: int, *, l2: float, max_iterations: int = 200
 ) -> nn.Linear:
-    """Fit a softmax classifier on frozen backbone features with a given penalty.
+    """Fit a linear classifier on frozen backbone features with a given penalty.
 
     Takes seconds for a few thousand images and is the baseline that every longer recipe has to
     beat. The objective is convex: the result does not depend on a seed.
 
     Args:
         features: Backbone outputs, float32 `[N, D]`, one row per training image.
-        labels: Class indices, int64 `[N]`, each in `range(num_classes)`.
+        labels: Class indices, int64 `[N]`, each in `range(num_classes)`; with several labels
+            float32 `[N, C]`, 0 or 1.
         num_classes: Number of outputs, C.
         l2: Penalty on the squared weights of centred and scaled features, in nats (the loss is a
             mean over images).

@@ -7,15 +7,15 @@ other folds. Parts are nested, stratified and a function of content alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from jobs.training.head import fit_linear_head
+from jobs.training.head_loss import mean_loss
 from models_cache.durable import sha256_of_bytes
 
 Poll = Callable[[int, int], None]
@@ -50,7 +50,8 @@ def learning_curve(
 
     Args:
         features: float32 `[N, D]`.
-        labels: Class indices, int64 `[N]`; every class has an image.
+        labels: Class indices, int64 `[N]`, every class with an image; with several labels float32
+            `[N, C]`, 0 or 1.
         contents: Content hash of each image; copies are in a part together.
         folds: Fold of each image, int64 `[N]`.
         l2: The penalty that suits all images.
@@ -65,7 +66,7 @@ def learning_curve(
         for penalty in (l2, l2 / fraction):
             before = data.fold_count * (2 * len(points) + len(tried))
             tried.append(data.heads_of(fraction, penalty, partial(_report, poll, before, total)))
-        points.append(min(tried, key=lambda point: F.cross_entropy(point.logits, labels).item()))
+        points.append(min(tried, key=lambda point: mean_loss(point.logits, labels, None)))
     poll(total, total)
     return points
 
@@ -89,7 +90,8 @@ class _Data:
 
     def heads_of(self, fraction: float, l2: float, poll: Callable[[int], None]) -> Point:
         """Return what heads of all folds, each from a part of the others, say of theirs."""
-        classes = int(self.labels.max()) + 1
+        several = self.labels.ndim == 2
+        classes = self.labels.shape[1] if several else int(self.labels.max()) + 1
         logits = self.features.new_zeros(len(self.features), classes)
         images = 0
         for fold in range(self.fold_count):
@@ -109,19 +111,44 @@ def part_of(labels: Tensor, contents: Sequence[str], among: Tensor, fraction: fl
     """Return positions of a part of some images, int64 ascending: at least one of each class.
 
     Args:
-        labels: Class index of each image, int64 `[N]`.
+        labels: Class index of each image, int64 `[N]`; with several labels float32 `[N, C]`.
         contents: Content hash of each image.
         among: Which images it is a part of, bool `[N]`.
-        fraction: How large a part of each class.
+        fraction: How large a part of each class; with several labels, of all images.
     """
+    positions = torch.nonzero(among).flatten().tolist()
+    if labels.ndim == 2:
+        return _part_of_sets(labels, contents, positions, fraction)
     by_class: dict[int, dict[str, list[int]]] = {}
-    for position in torch.nonzero(among).flatten().tolist():
+    for position in positions:
         copies = by_class.setdefault(int(labels[position]), {})
         copies.setdefault(contents[position], []).append(position)
     chosen: list[int] = []
     for copies in by_class.values():
-        # Hashed again: folds were dealt out in the order of another hash
-        order = sorted(copies, key=lambda content: sha256_of_bytes(f"curve:{content}".encode()))
+        order = _in_order(copies)
         for content in order[: math.ceil(fraction * len(order))]:
             chosen += copies[content]
     return torch.tensor(sorted(chosen))
+
+
+def _part_of_sets(
+    labels: Tensor, contents: Sequence[str], positions: Sequence[int], fraction: float
+) -> Tensor:
+    """Return a part of all images, and of each class that it lacks the next image in the order.
+
+    Sets of labels may occur once each, so there are no shares of sets to keep; parts stay nested.
+    """
+    copies: dict[str, list[int]] = {}
+    for position in positions:
+        copies.setdefault(contents[position], []).append(position)
+    order = _in_order(copies)
+    chosen = set(order[: math.ceil(fraction * len(order))])
+    for column in labels.T.bool().tolist():
+        having = [content for content in order if any(column[i] for i in copies[content])]
+        chosen.update(having[:1])
+    return torch.tensor(sorted(i for content in chosen for i in copies[content]))
+
+
+def _in_order(contents: Iterable[str]) -> list[str]:
+    # Hashed again: folds were dealt out in the order of another hash
+    return sorted(contents, key=lambda content: sha256_of_bytes(f"curve:{content}".encode()))

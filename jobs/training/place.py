@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,13 +107,6 @@ class Place:
         """Report progress, and leave if someone asked to stop."""
         self.progress.progress(unit, done, total)
         self.interruption.poll()
-
-    def peak_memory(self) -> dict[str, int]:
-        """Return the most memory this process has had, in bytes: the next job of the kind fits."""
-        peaks = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}
-        if self.device.type == "cuda":
-            peaks["peak_device_memory_bytes"] = torch.cuda.max_memory_reserved(self.device)
-        return peaks
 
     @contextmanager
     def memory(self) -> Iterator[None]:

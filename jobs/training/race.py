@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from jobs.datasets.manifest import TRAIN, VAL, Manifest
-from jobs.errors import FeaturesNotFinite, OutOfMemory, RecipeInvalid
+from jobs.errors import FeaturesNotFinite, OutOfMemory
 from jobs.eta import PhaseEstimate
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.recipes import HeadRecipe
 from jobs.training.attempt import frozen_features, settle
 from jobs.training.checkpoint import Checkpoints
+from jobs.training.device import peak_memory
 from jobs.training.frozen import wanted_engine
 from jobs.training.head import fit_head
 from jobs.training.interruption import Interruption
@@ -30,11 +31,11 @@ from jobs.training.learning_curve import learning_curve
 from jobs.training.loop import TrainingData
 from jobs.training.outcome import Ready
 from jobs.training.place import Place
-from jobs.training.race_spec import Entrant, RaceSpec
+from jobs.training.race_images import Judged
+from jobs.training.race_spec import Entrant, Measure, RaceSpec
 from jobs.training.sources import decode_dataset, fetch_backbone, obtain_weights
 from jobs.training.standings import (
     Curve,
-    Judged,
     Probe,
     choose,
     curve_of,
@@ -42,7 +43,6 @@ from jobs.training.standings import (
     recommend,
 )
 from models_cache import faults
-from models_cache.artifacts import MULTILABEL
 from models_cache.durable import canonical_json, sha256_of_bytes
 from models_cache.errors import GraftError, to_wire
 from models_cache.preprocessing import Preprocessing
@@ -63,6 +63,7 @@ class _Race:
         place: Where it computes; its progress is the race's.
         manifest: The dataset.
         judged: Its training images.
+        measure: What decides.
         probes: One for each backbone that cross-validation is done with.
         failures: Why the others are out.
         leading: The best probe so far, with its features of the training images, float32
@@ -73,6 +74,7 @@ class _Race:
     place: Place
     manifest: Manifest
     judged: Judged
+    measure: Measure
     probes: list[Probe] = field(default_factory=list)
     failures: list[tuple[Entrant, GraftError]] = field(default_factory=list)
     leading: tuple[Probe, Tensor | None] | None = None
@@ -85,24 +87,23 @@ def race(spec: RaceSpec, progress: ProgressWriter, interruption: Interruption) -
     is named in the result; only if none can, the race fails with what the first one said.
 
     Raises:
-        GraftError: A fact that the user can act on.
+        RecipeInvalid: It shall be ranked by what is not measured of such images.
+        GraftError: Another fact that the user can act on.
         StoppedOnRequest: SIGTERM arrived; the next attempt goes on behind the last probe.
     """
     place = Place.of(spec.common, progress, interruption)
     manifest = Manifest.load(place.blobs, spec.common.manifest_sha256)
-    if manifest.task == MULTILABEL:
-        raise RecipeInvalid("race", "dataset", "images with several labels are not raced yet")
     judged = Judged.of(manifest, spec.common.parameters["folds"])
-    run = _Race(spec, place, manifest, judged)
+    run = _Race(spec, place, manifest, judged, judged.measure(spec.rank_by))
     _recall(run)
     _probe_all(run, _with_weights(run))
     if not run.probes:
         raise run.failures[0][1]
-    standings = rank(run.probes, judged, spec.rank_by)
+    standings = rank(run.probes, judged, run.measure)
     curves = _curves(run, [standing.probe for standing in standings])
     return {
         "recommendation": recommend(standings, curves),
-        "rank_by": spec.rank_by,
+        "rank_by": run.measure,
         "images": len(judged.labels),
         "classes": list(judged.classes),
         "folds": judged.fold_count,
@@ -113,7 +114,7 @@ def race(spec: RaceSpec, progress: ProgressWriter, interruption: Interruption) -
             for entrant, error in run.failures
         ],
         "next_engine": _next_engine(run, choose(standings).probe),
-        "resources": place.peak_memory(),
+        "resources": peak_memory(place.device),
     }
 
 
@@ -205,9 +206,8 @@ def _take(run: _Race, probe: Probe, features: Tensor | None) -> None:
     """Add a probe; keep the features of the one that leads, for its learning curve."""
     run.probes.append(probe)
     run.place.interruption.has_model = True
-    measure = run.spec.rank_by
-    score = run.judged.badness(probe.logits, measure).mean()
-    if run.leading is None or score < run.judged.badness(run.leading[0].logits, measure).mean():
+    cost = run.judged.cost(probe.logits, run.measure)
+    if run.leading is None or cost < run.judged.cost(run.leading[0].logits, run.measure):
         run.leading = probe, features
 
 

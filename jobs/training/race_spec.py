@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from jobs.training.spec import TrainSpec
 
-Measure = Literal["loss", "accuracy_top1"]
+Measure = Literal["loss", "accuracy_top1", "mean_average_precision"]
+RankBy = Measure | Literal["auto"]
 Curves = Literal["best", "all", "none"]
 
 
@@ -47,13 +48,13 @@ class RaceSpec:
     Args:
         common: What an attempt with recipe `head` on the first entrant would be told.
         entrants: Who races, at least one.
-        rank_by: What decides, measured out of fold.
+        rank_by: What decides, measured out of fold; `auto`: what suits the images.
         learning_curve: Whose is drawn.
     """
 
     common: TrainSpec
     entrants: tuple[Entrant, ...]
-    rank_by: Measure
+    rank_by: RankBy
     learning_curve: Curves
 
     @classmethod

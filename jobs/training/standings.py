@@ -10,71 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.datasets.manifest import TRAIN, Manifest
-from jobs.tasks.classification import wilson_interval
-from jobs.training.bootstrap import Comparison, compare, mean_interval_95
-from jobs.training.head import assign_folds
+from jobs.training.bootstrap import Comparison
 from jobs.training.learning_curve import Point
+from jobs.training.race_images import Judged
 from jobs.training.race_spec import Entrant, Measure
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The images that backbones are compared on.
-
-    Args:
-        classes: Class names.
-        labels: Class indices, int64 `[N]`.
-        contents: Content hash of each image.
-        folds: Fold of each image, int64 `[N]`.
-    """
-
-    classes: tuple[str, ...]
-    labels: Tensor
-    contents: list[str]
-    folds: Tensor
-
-    @classmethod
-    def of(cls, manifest: Manifest, folds: int) -> Judged:
-        """Take the training images of a dataset, in folds that follow from their content."""
-        images = manifest.of_split(TRAIN)
-        labels = torch.tensor([image.label for image in images])
-        contents = [image.sha256 for image in images]
-        assigned = assign_folds(labels.tolist(), contents, folds)
-        return cls(manifest.classes, labels, contents, assigned)
-
-    @property
-    def fold_count(self) -> int:
-        """How many folds there are: fewer than asked for where images are few."""
-        return int(self.folds.max()) + 1
-
-    def badness(self, logits: Tensor, measure: Measure) -> NDArray[np.float64]:
-        """Return what a race has less of the better, by image: nats or wrong guesses, `[N]`."""
-        if measure == "loss":
-            found = F.cross_entropy(logits.double(), self.labels, reduction="none")
-        else:
-            found = (logits.argmax(dim=1) != self.labels).double()
-        badness: NDArray[np.float64] = found.numpy()
-        return badness
-
-    def figures(self, logits: Tensor) -> dict[str, Any]:
-        """Return loss in nats, accuracy and macro-F1 of logits `[N, C]`, with 95 % intervals."""
-        losses = self.badness(logits, "loss")
-        guesses = logits.argmax(dim=1)
-        correct = int((guesses == self.labels).sum())
-        return {
-            "loss": float(losses.mean()),
-            "loss_interval_95": list(mean_interval_95(losses)),
-            "accuracy_top1": correct / len(losses),
-            "accuracy_interval_95": list(wilson_interval(correct, len(losses))),
-            "macro_f1": macro_f1(guesses, self.labels, len(self.classes)),
-        }
 
 
 @dataclass(frozen=True)
@@ -117,7 +58,7 @@ class Standing:
         rank: From 1.
         probe: What it is about.
         figures: See `Judged.figures`.
-        behind: The best one against it, image by image, by what the race is ranked by.
+        behind: The best one against it on the same images, by what the race is ranked by.
     """
 
     rank: int
@@ -190,11 +131,12 @@ class Curve:
 
 def rank(probes: Sequence[Probe], judged: Judged, measure: Measure) -> list[Standing]:
     """Return the standings, best first; ties go to the cheaper one."""
-    badness = {id(probe): judged.badness(probe.logits, measure) for probe in probes}
-    ordered = sorted(probes, key=lambda p: (badness[id(p)].mean(), p.entrant.cost))
-    best = badness[id(ordered[0])]
+    ordered = sorted(probes, key=lambda p: (judged.cost(p.logits, measure), p.entrant.cost))
+    best = ordered[0].logits
     return [
-        Standing(place, probe, judged.figures(probe.logits), compare(badness[id(probe)], best))
+        Standing(
+            place, probe, judged.figures(probe.logits), judged.compare(probe.logits, best, measure)
+        )
         for place, probe in enumerate(ordered, start=1)
     ]
 
@@ -208,8 +150,7 @@ def curve_of(probe: Probe, points: Sequence[Point], judged: Judged) -> Curve:
         {"fraction": p.fraction, "images": round(p.images), **judged.figures(p.logits)}
         for p in (*points, everything)
     ]
-    half = judged.badness(points[-1].logits, "loss")
-    return Curve(probe, rows, compare(half, judged.badness(probe.logits, "loss")))
+    return Curve(probe, rows, judged.compare(points[-1].logits, probe.logits, "loss"))
 
 
 def choose(standings: Sequence[Standing]) -> Standing:
@@ -242,12 +183,3 @@ def _reason(best: Standing, chosen: Standing, level: int, total: int) -> str:
         f"{name} is the cheapest of {level} that cannot be told apart on {chosen.behind.images} "
         f"images; {leader} measured best"
     )
-
-
-def macro_f1(guesses: Tensor, labels: Tensor, classes: int) -> float:
-    """Return the mean F1 of the classes that have an image; guesses and labels int64 `[N]`."""
-    hits = torch.bincount(labels[guesses == labels], minlength=classes).double()
-    support = torch.bincount(labels, minlength=classes).double()
-    claimed = torch.bincount(guesses, minlength=classes).double()
-    seen = support > 0
-    return float((2 * hits / (support + claimed))[seen].mean())

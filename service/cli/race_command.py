@@ -14,6 +14,11 @@ from rich.table import Table
 from service.cli.client_commands import AsJson, Url, follow_job, upload_with_bar
 from service.client import DEFAULT_URL, Graft, Json
 
+_ACCURACY = ("accuracy_top1", "accuracy_interval_95", "accuracy")
+_PRECISION = (
+    "mean_average_precision", "mean_average_precision_interval_95", "mean average precision",
+)  # fmt: skip
+
 
 def race(
     data: Annotated[str, typer.Argument(help="An archive to upload, or the id of a data set.")],
@@ -22,7 +27,9 @@ def race(
         typer.Option(help="`architecture[:WEIGHTS]`; repeatable. Default: all that are on disk."),
     ] = None,
     folds: int = 5,
-    rank_by: Annotated[str, typer.Option(help="loss or accuracy_top1")] = "loss",
+    rank_by: Annotated[
+        str, typer.Option(help="auto, loss, accuracy_top1 or mean_average_precision")
+    ] = "auto",
     learning_curve: Annotated[str, typer.Option(help="best, all or none")] = "best",
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
@@ -51,23 +58,26 @@ def race(
 def print_standings(result: Json) -> None:
     """Print the result of a race as a table, with what to take and why."""
     console = Console()
-    columns = ("", "backbone", "loss", "accuracy", "macro F1", "GFLOPs", "pass, s", "as the best")
+    several = "accuracy_top1" not in result["ranking"][0]
+    name, interval, title = _PRECISION if several else _ACCURACY
+    macro = [] if several else ["macro F1"]
+    columns = ["", "backbone", "loss", title, *macro, "GFLOPs", "pass, s", "as the best"]
     table = Table(*columns, title=f"{result['folds']}-fold, {result['images']} training images")
     for row in result["ranking"]:
         table.add_row(
             str(row["rank"]),
             row["backbone"],
             _with_interval(row, "loss", "loss_interval_95"),
-            _with_interval(row, "accuracy_top1", "accuracy_interval_95"),
-            f"{row['macro_f1']:.3f}",
+            _with_interval(row, name, interval),
+            *([] if several else [f"{row['macro_f1']:.3f}"]),
             "" if row["gflops"] is None else f"{row['gflops']:.2f}",
             "cached" if row["feature_seconds"] is None else f"{row['feature_seconds']:.1f}",
             "yes" if row["indistinguishable_from_best"] else "no",
         )
     console.print(table)
     for curve in result["learning_curves"]:
-        points = [f"{p['images']}: {p['accuracy_top1']:.3f}" for p in curve["points"]]
-        console.print(f"{curve['backbone']}, accuracy by images learned from: {', '.join(points)}")
+        points = [f"{p['images']}: {p[name]:.3f}" for p in curve["points"]]
+        console.print(f"{curve['backbone']}, {title} by images learned from: {', '.join(points)}")
     for failure in result["failures"]:
         console.print(f"{failure['backbone']} is out: {failure['error']['message']}")
     advice = result["recommendation"]

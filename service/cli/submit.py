@@ -34,6 +34,13 @@ def submit(
     promote: Annotated[
         bool | None, typer.Option("--promote/--no-promote", help="Default: promote.")
     ] = None,
+    block_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[error|warning]",
+            help="Fail before training if the data has such findings. Default: never.",
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any field, `priority=5`, `parameters.epochs=3`; repeatable."),
@@ -50,10 +57,11 @@ def submit(
         "recipe": recipe,
         "seed": seed,
         "promote": promote,
+        "block_on": block_on,
     }
     for name, value in given.items():
         if value is not None:
-            job_file = job_file.with_field(name, value, f"--{name}")
+            job_file = job_file.with_field(name, value, f"--{name.replace('_', '-')}")
     for pair in parameter or []:
         job_file = _with_pair(job_file, f"parameters.{pair}", f"-p {pair}")
     for pair in settings or []:

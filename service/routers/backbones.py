@@ -16,7 +16,7 @@ from service.errors import AddressUnknown
 from service.json_body import json_body, json_request
 from service.recipe_schemas import parameters_model
 from service.schemas import DownloadRequest, Page
-from service.services import Services, ServicesDep, new_id
+from service.services import After, Limit, Services, ServicesDep, new_id
 
 router = APIRouter(prefix="/v1", tags=["backbones"])
 
@@ -46,17 +46,20 @@ def list_backbones(
     downloaded: Annotated[
         bool | None, Query(description="Only those with weights on disk.")
     ] = None,
+    limit: Limit = 20,
+    after: After = None,
 ) -> Page[dict[str, Any]]:
-    """List every backbone with its weights, licence, size, accuracy, and what is on disk."""
+    """List backbones by name with their weights, licence, size, accuracy, and what is on disk."""
     recent = _recent_downloads(services)
     bodies = [
         _backbone_body(services, backbone, recent)
         for backbone in services.catalogue.architectures()
-        if task in (None, "classification")
+        if task in (None, "classification") and (after is None or backbone.architecture > after)
     ]
     if downloaded is not None:
         bodies = [body for body in bodies if body["downloaded"] is downloaded]
-    return Page(data=bodies, has_more=False, next=None)
+    more = len(bodies) > limit
+    return Page(data=bodies[:limit], has_more=more, next=bodies[limit - 1]["id"] if more else None)
 
 
 @router.get("/backbones/{architecture}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -83,11 +83,16 @@ async def create_dataset(
     response: Response,
     services: ServicesDep,
     name: Annotated[str, Query(max_length=255)] = "dataset",
+    labels: Annotated[
+        Literal["required", "none"],
+        Query(description="`none`: images to be predicted, wherever they lie in the archive."),
+    ] = "required",
     idempotency_key: IdempotencyKey = None,
 ) -> DatasetBody:
     """Upload labelled images (zip, tar, npz, HDF5): the raw bytes, or multipart field `file`."""
     name = checked_name(name, "/name")
-    return await _accept(request, response, services, Target(name), idempotency_key)
+    target = Target(name, unlabelled=labels == "none")
+    return await _accept(request, response, services, target, idempotency_key)
 
 
 @router.post("/{dataset_id}/versions", status_code=202, openapi_extra=_ARCHIVE_BODY)
@@ -203,10 +208,11 @@ def delete_dataset(services: ServicesDep, dataset: DatasetDep) -> Response:
 
 @dataclass(frozen=True)
 class Target:
-    """Which name a new version gets, and whose images it keeps."""
+    """Which name a new version gets, whose images it keeps, and whether there are labels."""
 
     name: str
     parent: str | None = None
+    unlabelled: bool = False
 
 
 async def _accept(
@@ -236,7 +242,7 @@ def store(
         InsufficientStorage: The disk is full.
     """
     fingerprint = durable.sha256_of_bytes(
-        durable.canonical_json(["datasets", target.name, target.parent, upload.sha256])
+        durable.canonical_json(["datasets", astuple(target), upload.sha256])
     )
     if idempotency_key is not None:
         with services.database.read() as connection:
@@ -259,11 +265,14 @@ def _insert(connection: Connection, target: Target, archive: Blob) -> str:
     else:
         newest = datasets.newest_of_name(connection, target.name)
         if newest is not None and _is_same(newest, archive):
-            return newest.id
+            earlier = jobs.of_dataset(connection, newest.id, "ingest")
+            if earlier is None or earlier.spec.get("unlabelled", False) == target.unlabelled:
+                return newest.id
     dataset_id = new_id("ds")
     kept = (archive.sha256, archive.size_bytes)
     datasets.add(connection, dataset_id, target.name, kept, parent=target.parent)
-    job = jobs.NewJob(id=new_id("job"), type="ingest", spec={}, dataset_id=dataset_id)
+    spec = {"unlabelled": True} if target.unlabelled else {}
+    job = jobs.NewJob(id=new_id("job"), type="ingest", spec=spec, dataset_id=dataset_id)
     jobs.accept(connection, job)
     return dataset_id
 
@@ -287,7 +296,7 @@ def _require_ready(dataset: Dataset) -> None:
 def _manifest(services: Services, dataset: Dataset) -> Manifest:
     _require_ready(dataset)
     assert dataset.manifest_sha256 is not None, "a ready data set has a manifest"
-    return Manifest.load(services.blobs, dataset.manifest_sha256)
+    return services.manifests.get(dataset.manifest_sha256)
 
 
 def labels_body(image: ImageEntry, names: Sequence[str]) -> dict[str, Any]:

@@ -154,4 +154,4 @@ def _images(services: Services, version: Version, dataset_id: str | None) -> tup
         raise DatasetRejected(dataset.id)
     if dataset.manifest_sha256 is None:
         raise DatasetNotReady(dataset.id, dataset.status)
-    return dataset.id, Manifest.load(services.blobs, dataset.manifest_sha256)
+    return dataset.id, services.manifests.get(dataset.manifest_sha256)

@@ -71,6 +71,7 @@ async def classify(
         function = parameters.function_to_apply
         wanted = Wanted(logits=function is not None)
         answer = await forward(request, services, version, [image], wanted)
+    services.shadows.offer(reference, version, [image], answer["predictions"])
     (prediction,) = answer["predictions"]
     if "error" in prediction:
         raise from_wire(prediction["error"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import re
-import shutil
 import time
 from typing import Annotated, Any
 
@@ -15,7 +14,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, StreamingResponse
 
 from jobs import lifecycle
-from jobs.errors import DatasetRejected, IllegalTransition, JobNotEnded, RetryExists
+from jobs.datasets.manifest import UNLABELLED
+from jobs.errors import (
+    DatasetRejected,
+    DatasetUnlabelled,
+    IllegalTransition,
+    JobNotEnded,
+    RetryExists,
+)
 from jobs.reproduction import spec_of_reproduction
 from jobs.run_files import list_run_files, open_run_file
 from jobs.states import TERMINAL, JobEvent, JobState
@@ -23,6 +29,7 @@ from jobs.store import datasets, events, idempotency, jobs
 from jobs.store.datasets import Dataset
 from jobs.store.jobs import Job
 from models_cache import durable
+from service.batch_schemas import batch_reference, batch_spec
 from service.errors import NothingHere, ValidationFailed
 from service.event_stream import stream_events
 from service.json_body import json_body, json_request
@@ -38,6 +45,7 @@ from service.services import (
     ServicesDep,
     model_name_from,
     new_id,
+    remove_run_folders,
 )
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -147,10 +155,10 @@ def retry_job(
 
 @router.delete("/{job_id}", status_code=204)
 def delete_job(services: ServicesDep, job_id: IdPath) -> Response:
-    """Delete an ended job and its log; a model it published stays."""
+    """Delete an ended job and its log; a model it published stays, an export goes."""
     with services.database.write() as connection:
         jobs.remove(connection, job_id)
-    shutil.rmtree(services.settings.data_dir / "runs" / job_id, ignore_errors=True)
+    remove_run_folders(services, [job_id])
     return Response(status_code=204)
 
 
@@ -222,9 +230,9 @@ def accept(services: Services, body: JobRequest, idempotency_key: str | None) ->
 
 def _insert(connection: Connection, body: JobRequest, spec: dict[str, Any]) -> str:
     dataset = datasets.get(connection, body.dataset)
-    _require_usable(dataset)
-    model = None
-    if body.type != "race":  # which publishes nothing
+    _require_usable(dataset, body.type)
+    model = spec.get("model")
+    if body.type == "fine_tune":
         model = body.model or model_name_from(dataset.name)
     new = jobs.NewJob(
         id=new_id("job"),
@@ -249,20 +257,27 @@ def _accept_retry(connection: Connection, job: Job, reproduce: bool) -> Job:
         retry_of=job.id,
     )
     if job.dataset_id is not None:
-        _require_usable(datasets.get(connection, job.dataset_id))
+        _require_usable(datasets.get(connection, job.dataset_id), job.type)
     return jobs.accept(connection, new)
 
 
-def _require_usable(dataset: Dataset) -> None:
+def _require_usable(dataset: Dataset, job_type: str) -> None:
     if dataset.status == "rejected":
         raise DatasetRejected(dataset.id)
+    if dataset.task == UNLABELLED and job_type != "batch_predict":
+        raise DatasetUnlabelled(sum(s["images"] for s in (dataset.splits or {}).values()))
 
 
 def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
     if body.type == "race":
         return race_spec(services.catalogue, services.vault, body)
+    if body.type == "batch_predict":
+        return batch_spec(body, services.versions.read(batch_reference(body)))
     if body.type != "fine_tune":
-        raise ValidationFailed.one("/type", "not-offered", "fine_tune and race are offered yet")
+        offered = "exports are at POST /v1/models/{name}/versions/{version}/exports"
+        raise ValidationFailed.one("/type", "not-offered", f"not offered here; {offered}")
+    if body.model is not None and "@" in body.model:
+        raise ValidationFailed.one("/model", "not-a-name", "a new version has no number yet")
     check_parameters(body.recipe, body.parameters)
     services.catalogue.backbone(body.backbone)
     spec = body.model_dump(mode="json", exclude={"webhook", "priority"})
@@ -338,7 +353,7 @@ def _body(job: Job, position: int | None) -> JobBody:
         attempt=job.attempt,
         retry_of=job.retry_of,
         result=job.result,
-        error=_error(job),
+        error=error_of(job),
         metadata=job.spec.get("metadata", {}),
         created_at=job.created_at,
         started_at=job.started_at,
@@ -346,7 +361,8 @@ def _body(job: Job, position: int | None) -> JobBody:
     )
 
 
-def _error(job: Job) -> dict[str, Any] | None:
+def error_of(job: Job) -> dict[str, Any] | None:
+    """Return why a job failed, as clients see it; None if it did not."""
     if job.error is None:
         return None
     code = job.error["code"]

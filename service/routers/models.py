@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request, Response
@@ -13,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 
 from jobs.archives import pack_artifact, unpack_artifact
+from jobs.exports import rows as exports
 from jobs.store import idempotency, models, shadows
 from jobs.store.models import LATEST_ALIAS, Model, NewVersion, Version
 from jobs.store.shadows import Compared
@@ -30,7 +32,15 @@ from service.schemas import (
     ShadowBody,
     VersionBody,
 )
-from service.services import After, IdempotencyKey, Limit, NamePath, Services, ServicesDep
+from service.services import (
+    After,
+    IdempotencyKey,
+    Limit,
+    NamePath,
+    Services,
+    ServicesDep,
+    remove_run_folders,
+)
 from service.shadowing import ALIAS
 from service.uploads import receive
 
@@ -53,8 +63,8 @@ def list_models(services: ServicesDep, limit: Limit = 20, after: After = None) -
     """List models by name."""
     with services.database.read() as connection:
         found = models.page(connection, limit + 1, after)
-        defaults = models.defaults(connection, [model.name for model in found])
-    bodies = [_model_body(model, defaults.get(model.name)) for model in found]
+        served = models.defaults(connection, [model.name for model in found])
+    bodies = [_model_body(model, served.get(model.name)) for model in found]
     return Page.of(bodies, limit)
 
 
@@ -72,9 +82,12 @@ def delete_model(
     name: NamePath,
     accept: Annotated[str, Header(description="With `application/json` the answer is 200.")] = "",
 ) -> Response:
-    """Delete a model; requests under way are answered, later ones find nothing."""
+    """Delete a model with its exports; requests under way are answered, later ones find nothing."""
     with services.database.write() as connection:
+        found = models.versions(connection, name)
         models.remove(connection, name)
+        exported = _remove_exports(connection, found)
+    remove_run_folders(services, exported)
     if "application/json" not in accept:
         return Response(status_code=204)
     return JSONResponse(Deleted(id=name, object="model").model_dump())  # OpenAI's client reads it
@@ -119,9 +132,12 @@ def get_version(services: ServicesDep, name: NamePath, version: VersionPath) -> 
 
 @router.delete("/{name}/versions/{version}", status_code=204)
 def delete_version(services: ServicesDep, name: NamePath, version: VersionPath) -> Response:
-    """Delete a version that no alias points to; its number is not used again."""
+    """Delete a version that no alias points to, and its exports; its number is not used again."""
     with services.database.write() as connection:
+        found = models.version(connection, name, version)
         models.remove_version(connection, name, version)
+        exported = _remove_exports(connection, [found])
+    remove_run_folders(services, exported)
     return Response(status_code=204)
 
 
@@ -226,6 +242,11 @@ def _comparison_body(pair: Compared) -> ComparisonBody:
     )
 
 
+def _remove_exports(connection: Connection, versions: Iterable[Version]) -> list[str]:
+    """Remove what was exported of versions that go; return the ids of the jobs that did it."""
+    return [job_id for version in versions for job_id in exports.remove_all(connection, version)]
+
+
 def _publish(
     services: Services, name: str, artifact: Artifact, idempotency_key: str | None
 ) -> VersionBody:
@@ -254,7 +275,7 @@ def _insert(connection: Connection, new: NewVersion) -> str:
     return f"{version.name}@{version.version}"
 
 
-def _model_body(model: Model, default: Version | None) -> ModelBody:
+def _model_body(model: Model, served: Version | None) -> ModelBody:
     aliases = dict(model.aliases)
     if model.versions:
         aliases[LATEST_ALIAS] = max(model.versions)
@@ -265,7 +286,7 @@ def _model_body(model: Model, default: Version | None) -> ModelBody:
         name=model.name,
         versions=model.versions,
         aliases=aliases,
-        default=None if default is None else _version_body(default, model.aliases),
+        default=None if served is None else _version_body(served, model.aliases),
         created_at=model.created_at,
     )
 

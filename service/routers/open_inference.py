@@ -171,6 +171,9 @@ async def _answer(
         asked = await run_in_threadpool(parse_infer, body, json_bytes)
         wanted = Wanted(logits=True, preprocessed=asked.preprocessed)
         said = await forward(request, services, version, asked.images, wanted)
+    reference = request.path_params.get("reference")  # a number names one version: no shadow
+    if reference is not None and not asked.preprocessed:  # which was done for this version
+        services.shadows.offer(reference, version, asked.images, said["predictions"])
     content, answer_json_bytes = await run_in_threadpool(_body, version, asked, said["predictions"])
     headers = {"Server-Timing": server_timing(timing_of(said, started))}
     if answer_json_bytes is None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
+from starlette.responses import FileResponse
 
 from jobs.store import datasets
 from jobs.store.datasets import Dataset
-from models_cache.blobs import BlobStore
 from service.errors import ValidationFailed
 from service.openai_schemas import FINE_TUNE, FileObject
 from service.openai_shapes import file_object
@@ -25,7 +23,6 @@ router = APIRouter(prefix="/v1/files", tags=["openai files"])
 MAX_PAGE = 200  # items that come at once, whatever is asked for
 CursorLimit = Annotated[int, Query(ge=1, le=10_000, description="At most 200 come at once.")]
 _FORM = Form(texts=frozenset({"purpose"}))
-_CHUNK_BYTES = 1 << 20
 _FILE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -91,20 +88,17 @@ def delete_file(services: ServicesDep, dataset: DatasetDep) -> Deleted:
     return Deleted(id=dataset.id, object="file")
 
 
-@router.get("/{dataset_id}/content", response_class=StreamingResponse)
-def get_content(services: ServicesDep, dataset: DatasetDep) -> StreamingResponse:
+@router.get("/{dataset_id}/content", response_class=FileResponse)
+def get_content(services: ServicesDep, dataset: DatasetDep) -> FileResponse:
     """Return the archive that was uploaded."""
-    headers = {"Content-Length": str(dataset.archive_bytes)}
-    chunks = _chunks(services.blobs, dataset.archive_sha256)
-    return StreamingResponse(chunks, media_type="application/octet-stream", headers=headers)
+    with services.blobs.open(dataset.archive_sha256):  # a missing file is an answer
+        path = services.blobs.local_path(dataset.archive_sha256)
+    headers = {"ETag": f'"{dataset.archive_sha256}"'}
+    return FileResponse(
+        path, media_type="application/octet-stream", headers=headers, filename=dataset.name
+    )
 
 
 def target_of(file_name: str) -> Target:
     """Return the data set that a file of that name becomes: it has the same name."""
     return Target(checked_name(file_name.replace("\\", "/").rpartition("/")[2], "/file"))
-
-
-def _chunks(blobs: BlobStore, sha256: str) -> Iterator[bytes]:
-    with blobs.open(sha256) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk

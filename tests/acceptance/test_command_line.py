@@ -46,6 +46,15 @@ def test_submit_predict_promote_download_import_and_delete(
     first, second = json.loads(told.stdout)
     assert first["label"] in ("ants", "bees")
     assert second["error"]["code"] == "unreadable-image"
+    assert not first["abstained"]
+
+    sure = graft(service, "predict", "typed", tmp_path / "ant.jpg", "--max-error", "0.2", "--json")
+    assert json.loads(sure.stdout)[0]["label"] == first["label"]
+    strict = graft(service, "predict", "typed", tmp_path / "ant.jpg", "--max-error", "0.0001")
+    assert "abstained: " in strict.stdout  # no threshold can promise that
+    wrong = graft(service, "predict", "typed", tmp_path / "ant.jpg", "--max-error", "2")
+    assert wrong.returncode == 1
+    assert "max_error" in wrong.stderr
 
     assert "typed" in graft(service, "models", "list").stdout
     assert json.loads(graft(service, "models", "promote", "typed", "1").stdout)["version"] == 1
@@ -98,6 +107,52 @@ def test_job_file_uploads_its_folder_and_is_followed_to_a_served_model(
     job_id = next(line.split()[1] for line in done.stderr.splitlines() if line.startswith("job "))
     spec = json.loads(graft(service, "jobs", "show", job_id).stdout)["spec"]
     assert (spec["parameters"], spec["seed"]) == ({"folds": 3}, 9)
+
+
+def test_a_folder_is_predicted_and_what_was_wrong_is_learned(
+    service: RunningService, tmp_path: Path
+) -> None:
+    drawn = images.write_zip(tmp_path / "drawn.zip", images.class_folders(("disc", "cross")))
+    made = graft(service, "submit", drawn, "--model", "shapes", "--backbone", "squeezenet1_1")
+    assert made.returncode == 0, made.stderr
+    folder = tmp_path / "unknown" / "deep"
+    folder.mkdir(parents=True)
+    for seed in range(3):
+        (folder / f"{seed}.jpg").write_bytes(images.shape_bytes("disc", 700 + seed))
+    table = tmp_path / "answers.csv"
+    done = graft(service, "batch", "shapes", folder.parent, "--output", table, "--top-k", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 images, 0 failed")
+    assert len(table.read_text().splitlines()) == 4
+    nothing = graft(service, "batch", "shapes", tmp_path / "nowhere")
+    assert nothing.returncode == 2
+    assert "neither a file or folder nor the id of a data set" in nothing.stderr
+
+    said = graft(service, "feedback", "give", "shapes", folder / "0.jpg", "cross")
+    assert json.loads(said.stdout)["labels"] == ["cross"]
+    assert "cross" in graft(service, "feedback", "list", "shapes").stdout
+    applied = graft(service, "feedback", "apply", "shapes")
+    assert applied.returncode == 0, applied.stderr
+    assert ": 1 corrections" in applied.stdout
+    assert '"version": 2' in applied.stdout
+
+
+def test_data_that_must_not_be_so_fails_the_job(service: RunningService, tmp_path: Path) -> None:
+    leaking = {
+        f"{split}/{name}": data
+        for split in ("train", "val")
+        for name, data in images.class_folders(("disc", "cross")).items()
+    }
+    path = images.write_zip(tmp_path / "leaking.zip", leaking)
+    dataset = json.loads(graft(service, "datasets", "upload", path).stdout)["id"]
+    small = ("--backbone", "squeezenet1_1")
+    for blocking in (("--block-on", "error"), ("--set", "block_on=error")):
+        told = graft(service, "submit", dataset, *small, *blocking)
+        assert told.returncode == 1
+        assert "data-blocked" in told.stderr or "leakage" in told.stderr
+    misspelt = graft(service, "submit", dataset, *small, "--block-on", "errors")
+    assert misspelt.returncode == 1
+    assert "block_on" in misspelt.stderr
 
 
 def test_fault_in_a_job_file_is_told_with_its_line_and_nothing_is_uploaded(

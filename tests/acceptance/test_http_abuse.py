@@ -129,6 +129,47 @@ def test_bad_addresses(http: httpx2.Client, method: str, path: str, status: int,
     assert_problem(http.request(method, path), status, code)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/healthz",
+        "/docs",
+        "/openapi.json",
+        "/v1/backbones",
+        "/v1/recipes/head/schema",
+        "/v1/jobs",
+        "/v1/jobs/job_absent",
+        "/v1/datasets/ds_absent/images",
+        "/absent",
+    ],
+)
+def test_head_is_get_without_the_body(http: httpx2.Client, path: str) -> None:
+    got, head = http.get(path), http.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    for name in ("content-type", "content-length"):
+        assert head.headers.get(name) == got.headers.get(name)
+
+
+def test_head_of_a_call_that_changes_something_is_refused(http: httpx2.Client) -> None:
+    assert http.head("/v1/jobs/job_absent/cancel").status_code == 405
+
+
+def test_backbones_are_listed_page_by_page(http: httpx2.Client) -> None:
+    names: list[str] = []
+    after: dict[str, str] = {}
+    while True:
+        page = http.get("/v1/backbones", params={"limit": 30, **after}).json()
+        assert len(page["data"]) <= 30
+        names += [item["id"] for item in page["data"]]
+        if not page["has_more"]:
+            break
+        after = {"after": page["next"]}
+    assert names == sorted(set(names))
+    assert len(names) > 70
+    assert len(http.get("/v1/backbones").json()["data"]) == 20
+    assert_problem(http.get("/v1/backbones?limit=0"), 422, "validation-failed")
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
 def test_json_calls_want_json(http: httpx2.Client, kind: str) -> None:
     answer = http.post("/v1/jobs", content=b"{}", headers={"content-type": kind})
@@ -238,7 +279,8 @@ def test_client_that_hangs_up_leaves_nothing(plain: RunningService) -> None:
         raw.sendall(
             b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\nPK"
         )
-    until(lambda: not any((plain.data_folder / "uploads").glob("*")), 10.0)
+    until(lambda: "POST /v1/datasets 499" in plain.log_path.read_text(), 10.0)
+    assert not any((plain.data_folder / "uploads").glob("*"))
     assert "Traceback" not in plain.log_path.read_text()
 
 

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from models_cache.artifacts import PLOT_FILES
-from service.client import Graft, Json
+from service.client import Graft, JobFailed, Json
 from tests.acceptance.running import RunningService
+from tests.images import write_zip
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 
@@ -25,6 +26,7 @@ _COUNTS = {"train": 240, "val": 120}
 _LABELS = {"ant": ["ant", "insect"], "bee": ["bee", "insect"], "person": ["person"]}
 #: A model that says nothing reaches the mean share of the labels, 0.63 here.
 _HEAD_BAR = 0.85
+_FLIPPED = 10
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +49,41 @@ def halves(shared: Path) -> dict[tuple[str, str], list[Image.Image]]:
     return found
 
 
+Rows = dict[str, list[Json]]  # of `metadata.jsonl` by split
+
+
 @pytest.fixture(scope="module")
-def archive(
-    halves: dict[tuple[str, str], list[Image.Image]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Images in split folders, with a `metadata.jsonl` in each."""
-    path = tmp_path_factory.mktemp("labels") / "labels.zip"
+def drawn(
+    halves: dict[tuple[str, str], list[Image.Image]],
+) -> tuple[dict[str, bytes], Rows]:
+    """Return files by path, and what `metadata.jsonl` says of them by split."""
+    files, rows = {}, Rows()
     random = np.random.default_rng(0)
-    with zipfile.ZipFile(path, "w") as packed:
-        for split, count in _COUNTS.items():
-            rows = []
-            for number in range(count):
-                kinds = [str(kind) for kind in random.choice(list(_LABELS), 2)]
-                image = Image.new("RGB", (_SIDE_PX, _SIDE_PX))
-                for half, kind in enumerate(kinds):
-                    chosen = halves[split, kind][random.integers(len(halves[split, kind]))]
-                    image.paste(chosen, (0, half * _SIDE_PX // 2))
-                buffer = io.BytesIO()
-                image.save(buffer, "JPEG", quality=90)
-                packed.writestr(f"{split}/{number}.jpg", buffer.getvalue())
-                labels = sorted({label for kind in kinds for label in _LABELS[kind]})
-                rows.append({"file_name": f"{number}.jpg", "labels": labels})
-            packed.writestr(f"{split}/metadata.jsonl", "\n".join(map(json.dumps, rows)))
-    return path
+    for split, count in _COUNTS.items():
+        rows[split] = []
+        for number in range(count):
+            kinds = [str(kind) for kind in random.choice(list(_LABELS), 2)]
+            image = Image.new("RGB", (_SIDE_PX, _SIDE_PX))
+            for half, kind in enumerate(kinds):
+                chosen = halves[split, kind][random.integers(len(halves[split, kind]))]
+                image.paste(chosen, (0, half * _SIDE_PX // 2))
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=90)
+            files[f"{split}/{number}.jpg"] = buffer.getvalue()
+            labels = sorted({label for kind in kinds for label in _LABELS[kind]})
+            rows[split].append({"file_name": f"{number}.jpg", "labels": labels})
+    return files, rows
+
+
+def packed(path: Path, files: dict[str, bytes], rows: Rows) -> Path:
+    """Write images in split folders, with a `metadata.jsonl` in each."""
+    told = {f"{s}/metadata.jsonl": "\n".join(map(json.dumps, r)).encode() for s, r in rows.items()}
+    return write_zip(path, {**files, **told})
+
+
+@pytest.fixture(scope="module")
+def archive(drawn: tuple[dict[str, bytes], Rows], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("labels") / "labels.zip", *drawn)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +157,52 @@ def test_scores_are_calibrated_and_budgets_are_of_whole_sets(
     assert not all(prediction["abstained"] for prediction in answer["predictions"])
     refused = graft.predict("labeller", pictures[0], max_error=0.0001)
     assert refused["abstention"]["threshold"] is None
+
+
+def test_flipped_labels_are_named_with_their_class(
+    graft: Graft, drawn: tuple[dict[str, bytes], Rows], head_job: Json, tmp_path: Path
+) -> None:
+    """Ten labels are added or taken away; `insect` stays, which others would contradict."""
+    files, rows = drawn
+    random = np.random.default_rng(1)
+    flipped = {}
+    changed = {split: [dict(row) for row in told] for split, told in rows.items()}
+    for number in random.choice(_COUNTS["train"], _FLIPPED, replace=False).tolist():
+        row, name = changed["train"][number], str(random.choice(["ant", "bee", "person"]))
+        row["labels"] = sorted({*row["labels"]} ^ {name})
+        flipped[f"train/{row['file_name']}"] = name
+    path = packed(tmp_path / "flipped.zip", files, changed)
+    found = graft.wait_for_dataset(graft.upload(path, name="flipped")["id"])
+    job = graft.submit(found["id"], backbone="mobilenet_v2", recipe="head", model="labeller-flip")
+    graft.wait_for_job(job["id"])
+    findings = {f["code"]: f for f in graft.report(found["id"])["findings"]}
+    told = findings["likely-mislabelled"]
+    named = {(item["path"], item["class"]) for item in told["items"]}
+    hits = named & set(flipped.items())
+    assert len(hits) >= _FLIPPED * 0.7, f"among {told['count']}"
+    for item in told["items"]:
+        assert (item["class"] in item["label"].split("|")) == item["given"]
+        assert {*item["label"].split("|")} ^ {*item["suggested"].split("|")} >= {item["class"]}
+
+
+def test_race_ranks_by_mean_average_precision(graft: Graft, dataset: Json) -> None:
+    names = ["squeezenet1_1", "mobilenet_v2"]
+    job = graft.submit(dataset["id"], type="race", parameters={"backbones": names})
+    result = graft.wait_for_job(job["id"])["result"]
+    assert result["rank_by"] == "mean_average_precision"
+    first, second = result["ranking"]
+    assert first["backbone"] == "mobilenet_v2"
+    assert first["mean_average_precision"] > second["mean_average_precision"] > 0.8
+    for row in (first, second):
+        low, high = row["mean_average_precision_interval_95"]
+        assert low < row["mean_average_precision"] < high
+    points = result["learning_curves"][0]["points"]
+    assert [p["fraction"] for p in points] == [0.1, 0.25, 0.5, 1.0]
+    assert points[0]["mean_average_precision"] < points[-1]["mean_average_precision"]
+    asked = {"backbones": names[:1], "rank_by": "accuracy_top1"}
+    refused = graft.submit(dataset["id"], type="race", parameters=asked)
+    with pytest.raises(JobFailed, match="have no accuracy_top1"):
+        graft.wait_for_job(refused["id"])
 
 
 def test_auto_serves_the_head_and_compares_the_network_with_it(graft: Graft, dataset: Json) -> None:

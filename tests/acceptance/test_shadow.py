@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from service.client import Graft, GraftProblem, Json
-from tests.acceptance.running import running
+from tests.acceptance.running import RunningService, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 
@@ -19,15 +21,13 @@ _PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
-def graft(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[Graft]:
+def service(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[RunningService]:
+    """A service whose candidates are asked everything."""
     folder = tmp_path_factory.mktemp("service") / "data"
     everything = {"GRAFT_SHADOW_FRACTION": "1"}
     catalogue = shared / "weights" / "catalog.json"
-    with (
-        running(folder, catalogue=catalogue, environment=everything) as started,
-        started.client() as client,
-    ):
-        yield client
+    with running(folder, catalogue=catalogue, environment=everything) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,18 @@ def test_the_candidate_is_asked_behind_the_answer_and_compared(
     assert pair["agreed"] == sum(same)
     assert pair["agreement"] == pytest.approx(sum(same) / len(same))
     assert 0 < pair["mean_difference"] <= pair["largest_difference"] <= 1
+
+
+def test_other_protocols_are_compared_too(
+    service: RunningService, graft: Graft, two_versions: None, photographs: list[bytes]
+) -> None:
+    before = sum(pair["compared"] for pair in graft.shadow(MODEL)["comparisons"])
+    text = base64.b64encode(photographs[0]).decode()
+    image = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [text]}
+    with httpx2.Client(base_url=service.url, timeout=60, trust_env=False) as http:
+        http.post(f"/hf/{MODEL}", content=photographs[0]).raise_for_status()
+        http.post(f"/v2/models/{MODEL}/infer", json={"inputs": [image]}).raise_for_status()
+    _compared(graft, before + 2)
 
 
 def test_promotion_turns_the_pair_around_and_a_removed_alias_ends_it(

@@ -25,7 +25,7 @@ from jobs.errors import (
 )
 from jobs.states import JobEvent, JobState
 from jobs.store import datasets, events, idempotency, jobs, leases, models
-from jobs.store.database import Database
+from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease, NewJob
 from jobs.store.models import NewVersion
 from jobs.store.tables import metadata
@@ -171,6 +171,15 @@ def test_event_log_has_no_gaps_and_pages(database: Database) -> None:
     with database.read() as connection:
         assert [e.seq for e in events.page(connection, "job_a", 0, 100)] == list(range(1, 8))
         assert [e.seq for e in events.page(connection, "job_a", 3, 2)] == [4, 5]
+        newest = events.page_backwards(connection, "job_a", None, 3)
+        assert [e.seq for e in newest] == [7, 6, 5]
+        older = events.page_backwards(connection, "job_a", newest[-1].seq, 100)
+        assert [e.seq for e in older] == [4, 3, 2, 1]
+        last = events.newest_of_kind(connection, "job_a", "log", utc_now())
+        assert last is not None
+        assert last.data == {"n": 5}
+        assert events.newest_of_kind(connection, "job_a", "checkpoint", utc_now()) is None
+        assert events.newest_of_kind(connection, "job_a", "log", newest[0].at - LONG) is None
 
 
 def test_failed_transaction_leaves_nothing(database: Database) -> None:
@@ -241,6 +250,23 @@ def test_alias_moves_only_from_where_it_was_expected(database: Database) -> None
             models.resolve(connection, "m", "nowhere")
 
 
+def test_page_of_models_says_of_each_what_it_says_alone(database: Database) -> None:
+    with database.write() as connection:
+        for name, versions in (("a", 3), ("b", 1), ("c", 2), ("gone", 1)):
+            for number in range(versions):
+                new = new_version(str(number) * 64, name=name)
+                models.publish(connection, new, promote=number == 1)
+        models.set_alias(connection, "a", "canary", 3)
+        models.remove(connection, "gone")
+    with database.read() as connection:
+        page = models.page(connection, 10, None)
+        assert page == [models.get(connection, name) for name in "abc"]
+        assert [model.name for model in models.page(connection, 1, "a")] == ["b"]
+        served = models.defaults(connection, ["a", "b", "gone", "never"])
+        assert served == {name: models.resolve(connection, name, None) for name in "ab"}
+    assert (page[0].versions, page[0].aliases) == ([1, 2, 3], {"canary": 3, "default": 2})
+
+
 def test_key_remembers_what_it_made_and_refuses_another_request(database: Database) -> None:
     with database.write() as connection:
         assert idempotency.find(connection, "k", "f1") is None
@@ -248,6 +274,15 @@ def test_key_remembers_what_it_made_and_refuses_another_request(database: Databa
         assert idempotency.find(connection, "k", "f1") == "job_1"
         with pytest.raises(IdempotencyMismatch):
             idempotency.find(connection, "k", "f2")
+
+
+def test_keys_are_forgotten_after_their_time_and_may_be_used_again(database: Database) -> None:
+    with database.write() as connection:
+        idempotency.remember(connection, "k", "f1", "job_1")
+        assert idempotency.forget(connection, timedelta(hours=1)) == 0
+        assert idempotency.find(connection, "k", "f1") == "job_1"
+        assert idempotency.forget(connection, timedelta(seconds=-1)) == 1
+        assert idempotency.once(connection, "k", "f2", lambda: "job_2") == "job_2"
 
 
 def test_one_key_sent_many_times_at_once_makes_one_thing(database: Database) -> None:

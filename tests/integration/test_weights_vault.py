@@ -86,7 +86,7 @@ def own(folder: Path | None = None, body: bytes = BODY, file: str = "own.pth") -
 
 def catalogue_of(*weights: WeightsInfo) -> Catalogue:
     return Catalogue(
-        [BackboneInfo("tinynet", "tiny", 8, 100, 32, False, weights[0].name, tuple(weights))]
+        [BackboneInfo("tinynet", "tiny", 8, 100, 1000, 32, False, weights[0].name, tuple(weights))]
     )
 
 

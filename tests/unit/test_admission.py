@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.admission import Need, Verdict, judge, need_of
+from jobs.admission import Need, NetworkSize, Verdict, judge, need_of
 from jobs.memory import Memory
 
 _GIB = 1 << 30
@@ -76,7 +76,7 @@ def test_races_of_other_backbones_are_of_another_kind() -> None:
 
 def test_estimate_grows_with_batch_network_and_what_is_learned() -> None:
     def host_bytes(parameters: int, **of_spec: Any) -> int:  # noqa: ANN401
-        need = need_of(spec(**of_spec), [], parameters, on_gpu=False)
+        need = need_of(spec(**of_spec), [], NetworkSize(parameters, 1000), on_gpu=False)
         assert not need.measured
         assert need.device_bytes == 0
         return need.host_bytes

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jobs.tasks.multilabel import mean_average_precision
 from jobs.training.bootstrap import DRAWS, compare, mean_interval_95, resampled_means
+from jobs.training.bootstrap_precision import (
+    MOST_DRAWS,
+    compare_precisions,
+    resampled_mean_precisions,
+)
 from jobs.training.progressive import judge
 from jobs.training.sources import SEEN
 
@@ -82,3 +88,25 @@ def test_no_image_decides_by_how_sure_its_wrong_answer_was() -> None:
     assert verdict["better"]
     assert verdict["comparison"]["loss_at_most"] == pytest.approx(np.log(2) + 1)
     assert not judge(head, network, SEEN, guess=np.log(2))["better"]
+
+
+def test_draws_of_precision_are_those_of_the_drawn_images() -> None:
+    """Each is compared with average precision of the drawn rows themselves, ties included."""
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 6, (30, 3)) / 6.0, rng.random((30, 3)) < [0.5, 0.2, 0.05]
+    found = resampled_mean_precisions(scores, truth)
+    assert found.shape == (MOST_DRAWS,)
+    again = np.random.default_rng(153).integers(0, 30, (MOST_DRAWS, 30))
+    expected = [mean_average_precision(scores[rows], truth[rows]) for rows in again[:200]]
+    assert found[:200] == pytest.approx(expected)
+
+
+def test_a_better_order_is_better_beyond_noise_and_an_equal_one_is_not() -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.random((200, 4)) < 0.3
+    good, poor = (truth + noise * rng.normal(size=truth.shape) for noise in (0.5, 2.0))
+    found = compare_precisions(poor, good, truth)
+    assert found.is_better
+    assert found.gain >= found.gain_at_least
+    assert not compare_precisions(good, poor, truth).is_better
+    assert not compare_precisions(good, 3 * good, truth).is_better

@@ -13,6 +13,7 @@ import pytest
 
 from models_cache import catalogue as catalogue_module
 from models_cache.catalogue import (
+    ACTIVATIONS_PX,
     BackboneInfo,
     Catalogue,
     WeightsInfo,
@@ -121,7 +122,7 @@ def test_default_is_torchvisions_then_the_first_of_the_catalogue_files(tmp_path:
 
 
 def test_architecture_without_any_weights_is_listed_and_says_so(tmp_path: Path) -> None:
-    bare = BackboneInfo("bare", "bare", 8, 100, 32, False, None, ())
+    bare = BackboneInfo("bare", "bare", 8, 100, 1000, 32, False, None, ())
     catalogue = Catalogue([bare])
     assert catalogue.architectures() == [bare]
     with pytest.raises(WeightsUnknown, match="scratch"):
@@ -246,9 +247,12 @@ def test_shared_catalogue_is_read(shared: Path) -> None:
 
 def test_snapshot_equals_the_installed_torchvision() -> None:
     snapshot = pytest.importorskip("models_cache.snapshot")
-    now = {item["architecture"]: item for item in snapshot.snapshot()["backbones"]}
     path = installed_snapshot()
     then = {info.architecture: info.as_json() for info in read_snapshot(path)}
+    now = {
+        name: snapshot.describe(name, then.get(name, {}).get("activation_bytes")).as_json()
+        for name in snapshot.backbones.architectures()
+    }
     version = ".".join(metadata.version("torchvision").split(".")[:2])
     if path.name == f"catalogue_torchvision_{version}.json":
         assert then == json.loads(json.dumps(now))
@@ -262,6 +266,13 @@ def test_snapshot_equals_the_installed_torchvision() -> None:
         files = {w["name"]: w["file"] for w in now[name]["weights"]}
         for weights in then[name]["weights"]:
             assert files.get(weights["name"], weights["file"]) == weights["file"]
+
+
+@pytest.mark.parametrize("architecture", ["mobilenet_v2", "regnet_x_400mf", "vit_b_32"])
+def test_snapshot_knows_what_a_network_keeps_of_an_image(architecture: str) -> None:
+    activations = pytest.importorskip("models_cache.activations")
+    then = Catalogue.load().backbone(architecture).activation_bytes
+    assert activations.activation_bytes(architecture, ACTIVATIONS_PX) == pytest.approx(then, 0.1)
 
 
 def test_newest_snapshot_serves_a_torchvision_that_has_none() -> None:

@@ -31,5 +31,16 @@ def test_longest_unused_features_and_pixels_go_first(tmp_path: Path) -> None:
     assert [cache.path_of(key).exists() for key in keys] == [True, False, False]
 
 
+def test_what_a_killed_writer_left_goes_after_an_hour(tmp_path: Path) -> None:
+    features = tmp_path / "cache" / "features"
+    features.mkdir(parents=True)
+    left, being_written = features / ".a.safetensors.1.tmp", features / ".b.safetensors.2.tmp"
+    for path in (left, being_written):
+        path.write_bytes(b"x")
+    os.utime(left, (10**9, 10**9))
+    bound_caches(tmp_path, limit_bytes=1 << 30)
+    assert list(features.iterdir()) == [being_written]
+
+
 def test_empty_data_folder_has_nothing_to_bound(tmp_path: Path) -> None:
     bound_caches(tmp_path, limit_bytes=0)

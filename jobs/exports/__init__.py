@@ -1,0 +1,1 @@
+"""Exports: a version as a zip that other programs run without Graft."""

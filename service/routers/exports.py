@@ -1,0 +1,96 @@
+"""Calls about exports: a version as a zip that others run without Graft."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Response
+from starlette.responses import FileResponse
+
+from jobs.exports import rows as exports
+from jobs.exports.errors import ExportNotReady
+from jobs.states import TERMINAL, JobState
+from jobs.store import idempotency, jobs, models
+from jobs.store.jobs import Job
+from models_cache.durable import canonical_json, sha256_of_bytes
+from service.json_body import json_body, json_request
+from service.routers.jobs import error_of
+from service.routers.models import VersionPath
+from service.schemas import ExportBody, ExportRequest
+from service.services import IdempotencyKey, IdPath, NamePath, ServicesDep
+
+router = APIRouter(prefix="/v1/models/{name}/versions/{version}/exports", tags=["models"])
+
+
+@router.post("", status_code=202, openapi_extra=json_request(ExportRequest))
+def create_export(
+    response: Response,
+    services: ServicesDep,
+    name: NamePath,
+    version: VersionPath,
+    body: Annotated[ExportRequest, json_body(ExportRequest)],
+    idempotency_key: IdempotencyKey = None,
+) -> ExportBody:
+    """Export a version as ONNX or a `torch.export` archive; repeated, return what there is."""
+    fingerprint = sha256_of_bytes(canonical_json(["exports", name, version, body.format]))
+    with services.database.write() as connection:
+        found = models.version(connection, name, version)
+        job_id = idempotency.once(
+            connection,
+            idempotency_key,
+            fingerprint,
+            lambda: exports.ask(connection, found, body.format, services.blobs.exists).id,
+        )
+        job = jobs.get(connection, job_id)
+    response.status_code = 200 if job.status in TERMINAL else 202
+    response.headers["Location"] = f"/v1/models/{name}/versions/{version}/exports/{job.id}"
+    return _body(job)
+
+
+@router.get("/{export_id}")
+def get_export(
+    services: ServicesDep, name: NamePath, version: VersionPath, export_id: IdPath
+) -> ExportBody:
+    """Return an export; it is a job of the same id, whose events and files tell more."""
+    return _body(_export(services, name, version, export_id))
+
+
+@router.get("/{export_id}/file", response_class=FileResponse)
+def get_export_file(
+    services: ServicesDep, name: NamePath, version: VersionPath, export_id: IdPath
+) -> FileResponse:
+    """Download an export's zip: graph, labels, model card, preprocessing, licence, example."""
+    job = _export(services, name, version, export_id)
+    if job.status is not JobState.SUCCEEDED or job.result is None:
+        raise ExportNotReady(job.id, job.status.value)
+    sha256 = job.result["file"]["sha256"]
+    with services.blobs.open(sha256):  # a missing file is an answer, not a broken connection
+        path = services.blobs.local_path(sha256)
+    return FileResponse(
+        path,
+        media_type="application/zip",
+        filename=f"{name}-{version}-{job.spec['format']}.zip",
+        headers={"ETag": f'"{sha256}"'},
+    )
+
+
+def _export(services: ServicesDep, name: str, version: int, export_id: str) -> Job:
+    with services.database.read() as connection:
+        return exports.get(connection, models.version(connection, name, version), export_id)
+
+
+def _body(job: Job) -> ExportBody:
+    result = job.result or {}
+    return ExportBody(
+        id=job.id,
+        model=job.spec["model"],
+        version=job.spec["version"],
+        format=job.spec["format"],
+        status=job.status.value,
+        phase=job.phase,
+        file=result.get("file"),
+        checked=result.get("checked"),
+        error=error_of(job),
+        created_at=job.created_at,
+        finished_at=job.finished_at,
+    )
