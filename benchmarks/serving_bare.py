@@ -49,7 +49,7 @@ class BareLoop:
         self._model = self._pinned.value
         self._images = cycle(images)
         self._decoders = ThreadPoolExecutor(threads)
-        self.engine = self._model.backbone.name
+        self.engine = self._model.backbone.engine.name
 
     def run(self, seconds: float, batch_images: int, *, ahead: bool) -> dict[str, float]:
         """Return the images per second, and the processor time of one."""

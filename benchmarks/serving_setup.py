@@ -10,7 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,9 @@ class Running:
     def process(self, name: str) -> psutil.Process:
         """Return its process `api`, `inference` or `worker`."""
         for process in psutil.Process().children(recursive=True):
-            if process.cmdline()[-2:] == ["service.cli.main", name]:
-                return process
+            with suppress(psutil.Error):  # a child of a worker that has just ended
+                if process.cmdline()[-2:] == ["service.cli.main", name]:
+                    return process
         raise RuntimeError(f"there is no process {name}")
 
     def memory_bytes(self) -> dict[str, int]:
@@ -80,6 +81,12 @@ class Running:
     def descriptors(self) -> dict[str, int]:
         """Return how many files the processes that answer have open."""
         return {name: self.process(name).num_fds() for name in ("api", "inference")}
+
+
+def tree_seconds(process: psutil.Process) -> float:
+    """Return the processor time that a process and those below it have taken."""
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 @contextmanager

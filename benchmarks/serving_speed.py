@@ -12,12 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import load
+import psutil
 import serving_setup as setup
-from load import Requests, post
+from load import Load, Requests, post
 from serving_setup import CONNECTIONS, MODEL, Bench
 
 from service.free_port import free_port
@@ -37,9 +39,7 @@ def bare(bench: Bench) -> Json:
                     loop = measure(bench.options.seconds)
                     rounds.append((loop, bench.closed(service, name)))
         loops, loads = [r[0] for r in rounds], [r[1] for r in rounds]
-        served_ms = sum(1e3 * sum(each.service_seconds.values()) for each in loads) / sum(
-            each.answered for each in loads
-        )
+        served_ms = statistics.mean(each.processor_ms for each in loads)
         loop_ms = statistics.mean(loop["processor_ms_per_image"] for loop in loops)
         report[name] = {
             "bare": {**found, "rounds": loops},
@@ -81,19 +81,15 @@ def _bare_loop(bench: Bench, digest: str) -> Iterator[tuple[Json, Callable[[floa
 
 def litserve(bench: Bench) -> Json:
     """The same network behind LitServe, at 16 connections; one service at a time runs."""
-    ours, report = [], {}
-    for _ in range(2):
-        with bench.running() as service:
-            ours.append(bench.closed(service, MODEL))
-        if report:
-            continue
-        for engine in ("torch", "onnx"):
-            with _litserve(bench, engine == "onnx") as port:
-                asking = _multipart(bench)
-                seconds = bench.options.seconds
-                load.closed(port, asking, connections=CONNECTIONS, seconds=2.0)
-                theirs = load.closed(port, asking, connections=CONNECTIONS, seconds=seconds)
-            report[engine] = theirs.as_json()
+    with bench.running() as service:
+        ours = [bench.closed(service, MODEL)]
+        digest = service.graft.model(MODEL)["default"]["digest"]
+    report = {
+        engine: _measured_litserve(bench, digest, engine == "onnx").as_json()
+        for engine in ("torch", "onnx")
+    }
+    with bench.running() as service:
+        ours.append(bench.closed(service, MODEL))
     per_second = statistics.mean(each.per_second for each in ours)
     p99_ms = max(each.quantile_ms(0.99) for each in ours)
     ratios = {
@@ -104,6 +100,15 @@ def litserve(bench: Bench) -> Json:
         for engine, theirs in report.items()
     }
     return {"graft": [each.as_json() for each in ours], "litserve": report, "ratio": ratios}
+
+
+def _measured_litserve(bench: Bench, digest: str, with_onnx: bool) -> Load:
+    with _litserve(bench, digest, with_onnx) as (port, process):
+        asking, seconds = _multipart(bench), bench.options.seconds
+        load.closed(port, asking, connections=CONNECTIONS, seconds=2.0)
+        before = setup.tree_seconds(process)
+        found = load.closed(port, asking, connections=CONNECTIONS, seconds=seconds)
+        return replace(found, service_seconds={"all": setup.tree_seconds(process) - before})
 
 
 def _multipart(bench: Bench) -> Requests:
@@ -119,13 +124,13 @@ def _multipart(bench: Bench) -> Requests:
 
 
 @contextmanager
-def _litserve(bench: Bench, with_onnx: bool) -> Iterator[int]:
-    """Run LitServe with the published model's weights; yield its port."""
+def _litserve(bench: Bench, digest: str, with_onnx: bool) -> Iterator[tuple[int, psutil.Process]]:
+    """Run LitServe with the published model's weights; yield its port and first process."""
     port = free_port("127.0.0.1")
     script = str(Path(__file__).with_name("litserve_app.py"))
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state.pth"
-        _write_state(bench, state)
+        _write_state(bench, digest, state)
         command = [
             bench.options.litserve_python, script, f"--port={port}", f"--state={state}",
             f"--threads={bench.options.threads}", f"--batch={CONNECTIONS}",
@@ -136,7 +141,7 @@ def _litserve(bench: Bench, with_onnx: bool) -> Iterator[int]:
         child = subprocess.Popen(command, start_new_session=True)
         try:
             _wait_for_litserve(bench, port)
-            yield port
+            yield port, psutil.Process(child.pid)
         finally:
             os.killpg(child.pid, signal.SIGTERM)
             child.wait(30)
@@ -153,25 +158,23 @@ def _wait_for_litserve(bench: Bench, port: int) -> None:
     raise RuntimeError("LitServe did not start")
 
 
-def _write_state(bench: Bench, path: Path) -> None:
+def _write_state(bench: Bench, digest: str, path: Path) -> None:
     """Write torchvision's state of the published model."""
     import torch  # noqa: PLC0415 - the load generator needs none
 
-    from models_cache.artifacts import read_artifact  # noqa: PLC0415
+    from models_cache.artifacts import read_artifact, read_model  # noqa: PLC0415
     from models_cache.blobs import BlobStore  # noqa: PLC0415
-    from models_cache.classifiers import load_head  # noqa: PLC0415
 
     data = bench.options.folder / "data"
-    with bench.running() as service:
-        digest = service.graft.model(MODEL)["default"]["digest"]
     blobs = BlobStore(data / "blobs")
     artifact = read_artifact(blobs, digest)
     weights = artifact.facts.weights or {}
     files = [*(data / "weights").glob("*"), *bench.options.weights.glob("*")]
     file = next(each for each in files if each.name == weights["file"])
     state = torch.load(file, weights_only=True)
-    head = load_head(artifact, blobs)
     own = {k: v for k, v in state.items() if not k.startswith("classifier")}
-    torch.save(
-        {**own, "classifier.1.weight": head.weight.data, "classifier.1.bias": head.bias.data}, path
-    )
+    head = {
+        name.replace("head", "classifier.1"): torch.from_numpy(value)
+        for name, value in read_model(blobs, artifact).items()
+    }
+    torch.save({**own, **head}, path)

@@ -15,13 +15,13 @@ from typing import Any
 from jobs.memory import Memory
 
 _MIB = 1 << 20
-_PROCESS_BYTES = 700 * _MIB  # torch and its libraries, in a forked child
+_PROCESS_BYTES = 1024 * _MIB  # torch and its libraries, pixels mapped from disk
 _CONTEXT_BYTES = 600 * _MIB  # of CUDA and its libraries, on the GPU
 _BYTES_PER_NUMBER = 4
 _COPIES_TRAINED = 6  # values, gradients, two moments of AdamW, the best ones, one being saved
 _COPIES_FROZEN = 2
 # On what the backward pass needs: gradients on their way, and gaps between freed activations.
-_ACTIVATIONS_MARGIN = 1.5
+_ACTIVATIONS_MARGIN = 1.6
 _IMAGE_FROZEN_BYTES = 16 * _MIB
 _DEFAULT_BATCH = 32  # of every recipe
 _MARGIN = 1.1  # on what earlier jobs took

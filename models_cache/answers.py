@@ -8,7 +8,7 @@ are a few microseconds long, and torch's threads would wait for each other, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from models_cache.artifacts import MULTILABEL
 from models_cache.calibration import set_confidence
+from models_cache.contrast import BLANK_CONTRAST, contrast
 from models_cache.errors import GraftError, ModelUnhealthy
 from models_cache.novelty import judge, runs
 from models_cache.served_models import LoadedHead, Model, Pixels
@@ -42,8 +43,8 @@ class ImageOutput:
     Args:
         logits: What scores are the softmax or sigmoid of, float32 `[C]`.
         scores: Calibrated, float32 `[C]`; with sum 1 unless there may be several labels.
-        ood_score: Fraction of the known images that are less unusual; None if the model cannot
-            tell.
+        ood_score: Fraction of the known images that are less unusual, 1 for a picture of one
+            colour; None if the model cannot tell.
         out_of_distribution: Whether that is too many for an image like the known ones.
         features: What the backbone makes of it, float32 `[D]`.
     """
@@ -69,8 +70,23 @@ def answers_of(images: Sequence[QueuedImage]) -> list[ImageOutput | GraftError]:
     heads = [images[row].model.head for row in order]
     outcomes: list[ImageOutput | GraftError | None] = [None] * len(images)
     for row, outcome in zip(order, outputs_of(heads, features[order]), strict=True):
-        outcomes[row] = outcome
+        outcomes[row] = _unlike_all_if_blank(outcome, images[row].pixels)
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _unlike_all_if_blank(
+    outcome: ImageOutput | GraftError, pixels: Pixels
+) -> ImageOutput | GraftError:
+    """Call a picture of one colour out of distribution, where a model can tell at all.
+
+    Its features do not: networks see little in it, and little is what lies near the centre of all
+    that is known.
+    """
+    if isinstance(outcome, GraftError) or outcome.ood_score is None:
+        return outcome
+    if contrast(pixels) >= BLANK_CONTRAST:
+        return outcome
+    return replace(outcome, ood_score=1.0, out_of_distribution=True)
 
 
 def outputs_of(heads: Sequence[LoadedHead], features: Array) -> list[ImageOutput | GraftError]:

@@ -32,7 +32,7 @@ _JOB_STATUS = {
     JobState.FAILED: "failed",
     JobState.CANCELLED: "cancelled",
 }
-_OF_THE_FILE = frozenset({"dataset-rejected", "dataset-not-ready", "data-blocked"})
+_OF_THE_FILE = frozenset({"dataset-rejected", "dataset-unlabelled", "data-blocked"})
 _LEVELS = {"warning": "warn"}
 _METRICS = {"val/loss": "valid_loss", "train/loss": "train_loss"}
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models_cache.contrast import contrast
 from models_cache.decode import Pixels
 
 _REDUCED_PX = 32
@@ -24,7 +25,6 @@ _COSINES = np.cos(
     np.pi / (2 * _REDUCED_PX)
     * np.outer(np.arange(_FREQUENCIES), 2 * np.arange(_REDUCED_PX) + 1)
 )  # fmt: skip
-_EVERY_NTH_PX = 4  # is looked at for the contrast
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,10 @@ def appearance_of(pixels: Pixels) -> Appearance:
     colours = small.reshape(_COLOURS_PX, block, _COLOURS_PX, block, 3).mean(
         axis=(1, 3)
     )  # [8, 8, 3]
-    sample = pixels[::_EVERY_NTH_PX, ::_EVERY_NTH_PX].astype(np.float32)
     return Appearance(
         hash=_hash(small @ _GREY),
         colours=colours.round().astype(np.uint8).tobytes(),
-        contrast=round(float(sample.std(axis=(0, 1)).max()), 2),
+        contrast=round(contrast(pixels), 2),
         sharpness=round(_sharpness(np.asarray(image.convert("L"))), 1),
     )
 

@@ -13,7 +13,7 @@ from jobs.datasets.appearance import Appearance
 from jobs.datasets.diagnosis import Finding, named, shown_group, shown_image
 from jobs.datasets.errors import printable
 from jobs.datasets.manifest import TRAIN, VAL, ImageEntry, Manifest
-from jobs.datasets.near_duplicates import BLANK_CONTRAST
+from models_cache.contrast import BLANK_CONTRAST
 
 _SMALL_PX = 64  # of the shorter side: a quarter of what packs have
 _EXTREME_ASPECT = 3.0  # longer over shorter side: the centre square is a third of the image
@@ -145,6 +145,8 @@ def _small_classes(manifest: Manifest) -> Iterator[Finding]:
             f"{len(unjudged)} of {len(names)} classes have no val images ({named(list(unjudged))})"
         )
         yield Finding("class-too-small-for-val", fact, _counts(unjudged))
+    if not train:
+        return  # images without labels
     most, fewest = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
     if train[most] >= _IMBALANCE * train[fewest]:
         fact = (

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.datasets.appearance import Appearance
+from models_cache.contrast import BLANK_CONTRAST
 
 MAX_DIFFERENT_BITS = 12  # of 64
 MIN_COLOUR_CORRELATION = 0.93
-BLANK_CONTRAST = 2.0  # of 255 levels: below this there is nothing to compare
 
 
 class Groups:

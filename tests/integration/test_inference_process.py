@@ -45,6 +45,7 @@ from models_cache.inference import InferenceApp, InferenceConfig
 from models_cache.novelty import fit_familiarity, judge
 from models_cache.predictor import Predictor
 from models_cache.preprocessing import Preprocessing
+from tests.images import encode
 
 DEADLINE_SECONDS = 60
 ARCHITECTURE = "squeezenet1_1"
@@ -426,6 +427,25 @@ def test_images_unlike_the_known_ones_are_called_out_of_distribution(
     assert [known["ood_score"], 1.0] == pytest.approx(expected.tolist(), abs=0.05)
     unaware = process.predict(folder.publish(1).digest, images).json()["predictions"]
     assert [prediction["ood_score"] for prediction in unaware] == [None, None]
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (128, 128, 128), (255, 255, 255), (120, 80, 40)])
+def test_a_picture_of_one_colour_is_out_of_distribution_whatever_is_known(
+    folder: Folder, process: Process, colour: tuple[int, int, int]
+) -> None:
+    plain = encode(np.full((64, 64, 3), colour, np.uint8))
+    line = np.full((64, 64, 3), colour, np.uint8)
+    line[:, 20:30] = 255 - line[:, 20:30] // 2
+    familiarity = fit_familiarity(folder.features([noise(seed) for seed in range(60)]), FOLDS)
+    assert familiarity is not None
+    documents = {"familiarity.safetensors": tensor_bytes(familiarity.arrays())}
+    digest = folder.publish(1, documents=documents).digest
+    blank, drawn = process.predict(digest, [plain, encode(line)]).json()["predictions"]
+    assert (blank["ood_score"], blank["out_of_distribution"], blank["abstained"]) == (1, True, True)
+    expected, _ = judge([familiarity], folder.features([encode(line)]).numpy())
+    assert drawn["ood_score"] == pytest.approx(float(expected[0]), abs=0.05)  # by its features
+    (unaware,) = process.predict(folder.publish(1).digest, [plain]).json()["predictions"]
+    assert (unaware["ood_score"], unaware["out_of_distribution"]) == (None, False)
 
 
 def test_an_error_budget_that_is_no_fraction_is_refused(folder: Folder, process: Process) -> None:

@@ -214,6 +214,25 @@ def test_versions_count_up_for_ever_and_default_follows_promotion(database: Data
         assert models.publish(connection, new_version("d" * 64), promote=False).version == 4
 
 
+def test_a_page_says_of_each_model_what_asking_for_it_says(database: Database) -> None:
+    with database.write() as connection:
+        for name in ("c", "a", "b"):
+            for number in range(3):
+                new = new_version(f"{number:064d}", name=name)
+                models.publish(connection, new, promote=number < 2)
+        models.set_alias(connection, "b", "canary", 3)
+        models.remove(connection, "c")
+        models.publish(connection, new_version("7" * 64, name="c"), promote=True)
+    with database.read() as connection:
+        page = models.page(connection, 2, None)
+        assert page == [models.get(connection, name) for name in ("a", "b")]
+        assert models.page(connection, 2, "b") == [models.get(connection, "c")]
+        assert models.page(connection, 2, "c") == []
+        served = models.defaults(connection, ["a", "b", "c", "nothing"])
+        assert served == {name: models.resolve(connection, name, None) for name in "abc"}
+        assert [served[name].version for name in "abc"] == [2, 2, 4]
+
+
 def test_alias_moves_only_from_where_it_was_expected(database: Database) -> None:
     with database.write() as connection:
         for digest in "ab":
@@ -229,6 +248,23 @@ def test_alias_moves_only_from_where_it_was_expected(database: Database) -> None
             models.set_alias(connection, "m", "canary", 9)
         with pytest.raises(VersionNotFound):
             models.resolve(connection, "m", "nowhere")
+
+
+def test_page_of_models_says_of_each_what_it_says_alone(database: Database) -> None:
+    with database.write() as connection:
+        for name, versions in (("a", 3), ("b", 1), ("c", 2), ("gone", 1)):
+            for number in range(versions):
+                new = new_version(str(number) * 64, name=name)
+                models.publish(connection, new, promote=number == 1)
+        models.set_alias(connection, "a", "canary", 3)
+        models.remove(connection, "gone")
+    with database.read() as connection:
+        page = models.page(connection, 10, None)
+        assert page == [models.get(connection, name) for name in "abc"]
+        assert [model.name for model in models.page(connection, 1, "a")] == ["b"]
+        served = models.defaults(connection, ["a", "b", "gone", "never"])
+        assert served == {name: models.resolve(connection, name, None) for name in "ab"}
+    assert (page[0].versions, page[0].aliases) == ([1, 2, 3], {"canary": 3, "default": 2})
 
 
 def test_key_remembers_what_it_made_and_refuses_another_request(database: Database) -> None:
