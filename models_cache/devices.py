@@ -31,3 +31,10 @@ def keep_array_products_to_one_thread() -> None:
     and up to 176 ms with two, which wait for each other while others have the cores.
     """
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+
+
+def use_full_float32() -> None:
+    """Compute convolutions in float32: with TF32 no CPU's golden outputs are reproduced on a GPU."""
+    # Said in both ways that torch has: `torch.export` refuses a process where they differ
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]

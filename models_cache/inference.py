@@ -51,7 +51,7 @@ from models_cache.asgi import (
 )
 from models_cache.batching import Batcher
 from models_cache.decode import ImageLimits
-from models_cache.devices import choose_device, keep_array_products_to_one_thread
+from models_cache.devices import choose_device, keep_array_products_to_one_thread, use_full_float32
 from models_cache.errors import (
     BlobMissing,
     GraftError,
@@ -295,8 +295,7 @@ def serve(config: InferenceConfig) -> None:
     """
     torch.set_num_threads(config.threads)
     keep_array_products_to_one_thread()  # those of heads
-    # Full float32: with TF32 a model would not reproduce golden outputs made on a CPU
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    use_full_float32()
     predictor = Predictor(
         config.data_folder,
         choose_device(config.device),
