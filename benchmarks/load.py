@@ -64,6 +64,11 @@ class Load:
         """Answers per second."""
         return self.answered / self.wall_seconds
 
+    @property
+    def processor_ms(self) -> float:
+        """Processor time of the service for one request."""
+        return sum(self.service_seconds.values()) / self.answered * 1e3
+
     def quantile_ms(self, fraction: float) -> float:
         """Return the latency that this fraction of answers does not exceed."""
         last = len(self.latencies_seconds) - 1

@@ -53,6 +53,7 @@ def thousand(bench: Bench) -> Json:
         "ratio": {
             "throughput": round(_mean_per_second(uniform) / _mean_per_second(alone), 3),
             "p99": round(_mean_p99(uniform) / _mean_p99(alone), 3),
+            "processor_time": round(_mean_ms(uniform) / _mean_ms(alone), 3),
         },
     }
 
@@ -134,6 +135,10 @@ def _switch(service: Running, name: str) -> None:
 
 def _mean_per_second(loads: list[Load]) -> float:
     return statistics.mean(each.per_second for each in loads)
+
+
+def _mean_ms(loads: list[Load]) -> float:
+    return statistics.mean(each.processor_ms for each in loads)
 
 
 def _mean_p99(loads: list[Load]) -> float:

@@ -39,9 +39,7 @@ def bare(bench: Bench) -> Json:
                     loop = measure(bench.options.seconds)
                     rounds.append((loop, bench.closed(service, name)))
         loops, loads = [r[0] for r in rounds], [r[1] for r in rounds]
-        served_ms = sum(1e3 * sum(each.service_seconds.values()) for each in loads) / sum(
-            each.answered for each in loads
-        )
+        served_ms = statistics.mean(each.processor_ms for each in loads)
         loop_ms = statistics.mean(loop["processor_ms_per_image"] for loop in loops)
         report[name] = {
             "bare": {**found, "rounds": loops},

@@ -36,7 +36,7 @@ import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from models_cache import wire
-from models_cache.answer_bodies import abstention_of, answer_body
+from models_cache.answer_json import Prediction, answer_of, milliseconds
 from models_cache.answers import ImageOutput, QueuedImage
 from models_cache.asgi import (
     ClientGone,
@@ -51,7 +51,7 @@ from models_cache.asgi import (
 )
 from models_cache.batching import Batcher
 from models_cache.decode import ImageLimits
-from models_cache.devices import choose_device
+from models_cache.devices import choose_device, keep_array_products_to_one_thread, use_full_float32
 from models_cache.errors import (
     BlobMissing,
     GraftError,
@@ -113,17 +113,6 @@ class InferenceConfig:
     max_batch_images: int = 0
     max_accepted_images: int = 512
     drain_seconds: int = 30
-
-
-@dataclass(frozen=True)
-class _Prediction:
-    """What was said of one image or why nothing was, and its times in seconds."""
-
-    output: ImageOutput | ImageError
-    decode_seconds: float = 0.0
-    queue_seconds: float = 0.0
-    forward_seconds: float = 0.0
-    batch_images: int = 0
 
 
 class InferenceApp:
@@ -214,7 +203,9 @@ class InferenceApp:
             raise WireMalformed(f"the body is no JSON: {error}") from error
         started = time.monotonic()
         with await self._models.pin(digest):
-            return as_json({"artifact": digest, "load_ms": _ms(time.monotonic() - started)})
+            return as_json(
+                {"artifact": digest, "load_ms": milliseconds(time.monotonic() - started)}
+            )
 
     async def _predict(self, body: memoryview) -> bytes:
         header, images = wire.decode(body, self._config.max_accepted_images)
@@ -237,12 +228,12 @@ class InferenceApp:
             )
             predictions = _all_or_raise(outcomes)
             return await asyncio.get_running_loop().run_in_executor(
-                self._encoders, _answer_of, model, predictions, wanted
+                self._encoders, answer_of, model, predictions, wanted
             )
 
     async def _predict_image(
         self, model: Model, image: memoryview, preprocessed: bool
-    ) -> _Prediction:
+    ) -> Prediction:
         started = time.monotonic()
         owner, preprocess = model.head.artifact.digest, self._predictor.preprocess
         try:
@@ -251,14 +242,14 @@ class InferenceApp:
             )
         except ImageError as error:
             self._metrics.saw_refusal(model.backbone_key)
-            return _Prediction(error, time.monotonic() - started)
+            return Prediction(error, time.monotonic() - started)
         decode_seconds = time.monotonic() - started
         self._metrics.saw_decode(model.backbone_key, decode_seconds)
         answer = await asyncio.wrap_future(
             self._batcher.submit(model.backbone_key, owner, QueuedImage(model, pixels))
         )
         self._metrics.saw_queue(model.backbone_key, answer.queue_seconds)
-        return _Prediction(
+        return Prediction(
             answer.value,
             decode_seconds,
             answer.queue_seconds,
@@ -303,8 +294,8 @@ def serve(config: InferenceConfig) -> None:
         DeviceUnavailable: There is no such device.
     """
     torch.set_num_threads(config.threads)
-    # Full float32: with TF32 a model would not reproduce golden outputs made on a CPU
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    keep_array_products_to_one_thread()  # those of heads
+    use_full_float32()
     predictor = Predictor(
         config.data_folder,
         choose_device(config.device),
@@ -332,7 +323,7 @@ def serve(config: InferenceConfig) -> None:
     server.run(sockets=[listener])
 
 
-def _all_or_raise(outcomes: Sequence[_Prediction | BaseException]) -> list[_Prediction]:
+def _all_or_raise(outcomes: Sequence[Prediction | BaseException]) -> list[Prediction]:
     predictions = []
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
@@ -341,39 +332,5 @@ def _all_or_raise(outcomes: Sequence[_Prediction | BaseException]) -> list[_Pred
     return predictions
 
 
-def _answer_of(model: Model, predictions: Sequence[_Prediction], wanted: Wanted) -> bytes:
-    """Return the answer to a prediction as JSON; each image by itself, see `as_json`."""
-    abstention = abstention_of(model, wanted.max_error)
-    bodies = []
-    for prediction in predictions:
-        output = prediction.output
-        if isinstance(output, ImageError):
-            bodies.append(as_json({"error": to_wire(output)}))
-            continue
-        body = answer_body(output, model, wanted.top_k, abstention)
-        if wanted.features:
-            body["features"] = output.features.tolist()
-        if wanted.logits:
-            body["logits"] = output.logits.tolist()
-        bodies.append(as_json(body))
-    timing = {
-        "decode_ms": _ms(max((p.decode_seconds for p in predictions), default=0)),
-        "queue_ms": _ms(max((p.queue_seconds for p in predictions), default=0)),
-        "forward_ms": _ms(max((p.forward_seconds for p in predictions), default=0)),
-        "batch_size": max((p.batch_images for p in predictions), default=0),
-    }
-    rest = {
-        "artifact": model.head.artifact.digest,
-        "abstention": abstention,
-        "timing": timing,
-        "wanted_engine": model.backbone.wanted_engine,
-    }
-    return b'{"predictions": [%s], %s' % (b", ".join(bodies), as_json(rest)[1:])
-
-
 def _status_of(error: type[GraftError]) -> int:
     return next(_STATUS[cls] for cls in error.__mro__ if cls in _STATUS)
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)

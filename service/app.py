@@ -48,6 +48,7 @@ from service.settings import Settings
 from service.shadowing import Shadows
 from service.uploads import LEFTOVER_SECONDS
 from service.version import VERSION
+from service.version_finder import VersionFinder
 
 _SWEEP_SECONDS = 600.0
 _MOST_PREDICTIONS = 512  # requests at once, each with its images in memory
@@ -128,6 +129,7 @@ def build_services(settings: Settings) -> Services:
         indexer=Indexer(
             blobs, NeighbourStore(settings.data_dir / "cache" / "neighbours"), inference
         ),
+        versions=VersionFinder(database),
         engine_wishes=EngineWishes(database),
         shadows=Shadows(database, inference, settings.shadow_fraction),
         metrics=ServiceMetrics(),

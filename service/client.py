@@ -287,6 +287,10 @@ class Graft(Connection):
         answer = self._call("POST", f"/v1/models/{reference}/feedback", json=body)
         return dict(answer["data"][0])
 
+    def feedback_about(self, name: str) -> Iterator[Json]:
+        """Yield what was said about a model's images, oldest first."""
+        return self._list(f"/v1/models/{name}/feedback")
+
     def apply_feedback(self, reference: str, *, retrain: bool = True) -> Json:
         """Make a version of the data set with all feedback, and learn from it if asked."""
         body = {"retrain": retrain}

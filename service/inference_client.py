@@ -8,18 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
-
 from models_cache import wire
 from models_cache.errors import (
     GraftError,
     InferenceUnavailable,
     from_wire,
 )
+from service.http_connections import HttpConnections
 
-_CONNECT_SECONDS = 2.0
 _GRACE_SECONDS = 5.0  # the process itself says that the time is over
-_HEALTH_TIMEOUT = httpx2.Timeout(2.0)
+_HEALTH_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -53,20 +51,8 @@ class InferenceClient:
     """
 
     def __init__(self, url: str, timeout_seconds: float) -> None:
+        self._connections = HttpConnections(url)
         self._timeout_seconds = timeout_seconds
-        limits = httpx2.Limits(max_connections=256, max_keepalive_connections=32)
-        if url.startswith("unix://"):
-            transport = httpx2.AsyncHTTPTransport(uds=url.removeprefix("unix://"), limits=limits)
-            base_url = "http://inference"
-        else:
-            transport = httpx2.AsyncHTTPTransport(limits=limits)
-            base_url = url
-        self._client = httpx2.AsyncClient(
-            transport=transport,
-            base_url=base_url,
-            timeout=httpx2.Timeout(timeout_seconds + _GRACE_SECONDS, connect=_CONNECT_SECONDS),
-            trust_env=False,
-        )
 
     async def predict(
         self, artifact_digest: str, images: Sequence[bytes | memoryview], wanted: Wanted
@@ -94,34 +80,32 @@ class InferenceClient:
 
     async def health(self) -> dict[str, Any] | None:
         """Return what the process says of itself, or None if it does not answer."""
-        try:
-            answer = await self._client.get("/healthz", timeout=_HEALTH_TIMEOUT)
-        except httpx2.TransportError:
-            return None
-        return dict(answer.json()) if answer.status_code == 200 else None
+        body = await self._get("/healthz")
+        return None if body is None else dict(json.loads(body))
 
     async def metrics(self) -> bytes | None:
         """Return the process's page of metrics, or None if it does not answer."""
-        try:
-            answer = await self._client.get("/metrics", timeout=_HEALTH_TIMEOUT)
-        except httpx2.TransportError:
-            return None
-        return answer.content if answer.status_code == 200 else None
+        return await self._get("/metrics")
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._client.aclose()
+        self._connections.close()
+
+    async def _get(self, path: str) -> bytes | None:
+        try:
+            answer = await self._connections.request("GET", path, b"", _HEALTH_SECONDS)
+        except InferenceUnavailable:
+            return None
+        return answer.body if answer.status == 200 else None
 
     async def _post(self, path: str, body: bytes) -> dict[str, Any]:
+        seconds = self._timeout_seconds + _GRACE_SECONDS
+        answer = await self._connections.request("POST", path, body, seconds)
         try:
-            answer = await self._client.post(path, content=body)
-        except httpx2.TransportError as error:
-            raise InferenceUnavailable(type(error).__name__) from error
-        try:
-            value = answer.json()
+            value = json.loads(answer.body)
         except ValueError as error:  # its own "Internal Server Error"
-            raise InferenceUnavailable(f"status {answer.status_code}") from error
-        if answer.status_code != 200:
+            raise InferenceUnavailable(f"status {answer.status}") from error
+        if answer.status != 200:
             raise _error_of(value)
         return dict(value)
 

@@ -25,6 +25,7 @@ from service.manifests import RecentManifests
 from service.metrics import ServiceMetrics
 from service.settings import Settings
 from service.shadowing import Shadows
+from service.version_finder import VersionFinder
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 REFERENCE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}(@([a-z][a-z0-9._-]{0,62}|[1-9]\d{0,8}))?$"
@@ -42,6 +43,7 @@ class Services:
     vault: WeightsVault
     inference: InferenceClient
     predicting: Room
+    versions: VersionFinder
     indexer: Indexer
     shadows: Shadows
     engine_wishes: EngineWishes

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from fastapi import Path, Request
 
-from jobs.store import models
 from jobs.store.models import Version
 from models_cache.asgi import unless_client_gone
 from models_cache.errors import ArtifactError, StorageError
@@ -20,17 +19,6 @@ from service.services import REFERENCE_PATTERN, Services
 ReferencePath = Annotated[
     str, Path(pattern=REFERENCE_PATTERN, description="`name`, `name@alias` or `name@version`.")
 ]
-
-
-def resolve(services: Services, reference: str) -> Version:
-    """Return the version that a reference means now.
-
-    Raises:
-        ModelNotFound, VersionNotFound: It means none.
-    """
-    name, _, alias = reference.partition("@")
-    with services.database.read() as connection:
-        return models.resolve(connection, name, alias or None)
 
 
 async def forward(

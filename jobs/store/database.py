@@ -8,6 +8,7 @@ SQLite before 3.51.3 can corrupt a WAL file that several processes checkpoint.
 from __future__ import annotations
 
 import fcntl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -50,6 +51,8 @@ class Database:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._engine = _sqlite_engine(url) if self.is_sqlite else _server_engine(url)
+        self._watcher: Any = None  # the SQLite connection of `last_commit`
+        self._watching = threading.Lock()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -75,6 +78,29 @@ class Database:
             with reading.begin():
                 yield reading
 
+    def last_commit(self) -> int | None:
+        """Return a number that is another one after any commit; None where that cannot be told.
+
+        Takes microseconds and waits for nobody. Commits of any connection and process count. On
+        PostgreSQL, and while the file is locked as a whole, nothing can be told.
+        """
+        if not self.is_sqlite:
+            return None
+        with self._watching:
+            try:
+                if self._watcher is None:
+                    # One that never commits itself: SQLite leaves out a connection's own commits
+                    self._watcher = sqlite_library.connect(
+                        self.url.database or "",
+                        timeout=0,
+                        check_same_thread=False,
+                        isolation_level=None,
+                    )
+                (number,) = self._watcher.execute("PRAGMA data_version").fetchone()
+            except sqlite_library.OperationalError:
+                return None
+        return int(number)
+
     def migrate(self) -> None:
         """Bring the tables to the newest version; safe when several processes call it at once."""
         config = Config()
@@ -92,6 +118,10 @@ class Database:
     def close(self) -> None:
         """Close every connection of this process."""
         self._engine.dispose()
+        with self._watching:
+            if self._watcher is not None:
+                self._watcher.close()
+                self._watcher = None
 
     @contextmanager
     def _migration_lock(self) -> Iterator[None]:

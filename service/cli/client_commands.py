@@ -57,7 +57,7 @@ def predict(
             answers += told["predictions"]
     if as_json:
         pairs = zip(images, answers, strict=True)
-        _print_json([{"image": str(image), **answer} for image, answer in pairs])
+        print_json([{"image": str(image), **answer} for image, answer in pairs])
         return
     rows = []
     for image, answer in zip(images, answers, strict=True):
@@ -81,7 +81,7 @@ def upload(
 ) -> None:
     """Upload labelled images (zip, tar, tar.gz, npz, HDF5) and wait until it is checked."""
     with Graft(url) as graft:
-        _print_json(upload_with_bar(graft, archive, name or archive.name.split(".")[0]))
+        print_json(upload_with_bar(graft, archive, name or archive.name.split(".")[0]))
 
 
 @datasets_app.command("add")
@@ -92,7 +92,7 @@ def add_images(
 ) -> None:
     """Upload further images: a new version holds the old and the new ones."""
     with Graft(url) as graft:
-        _print_json(upload_with_bar(graft, archive, None, dataset))
+        print_json(upload_with_bar(graft, archive, None, dataset))
 
 
 @datasets_app.command("list")
@@ -101,14 +101,14 @@ def list_datasets(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     with Graft(url) as graft:
         found = list(graft.datasets())
     columns = ["id", "name", "version", "status", "classes"]
-    _print_list(found, columns, as_json)
+    print_list(found, columns, as_json)
 
 
 @datasets_app.command("report")
 def report(dataset: str, url: Url = DEFAULT_URL) -> None:
     """Print what was found in an upload, and by the newest job; `graft doctor` reads better."""
     with Graft(url) as graft:
-        _print_json(graft.report(dataset))
+        print_json(graft.report(dataset))
 
 
 @datasets_app.command("delete")
@@ -122,14 +122,14 @@ def delete_dataset(dataset: str, url: Url = DEFAULT_URL) -> None:
 def list_models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     """List models."""
     with Graft(url) as graft:
-        _print_list(list(graft.models()), ["name", "versions", "aliases"], as_json)
+        print_list(list(graft.models()), ["name", "versions", "aliases"], as_json)
 
 
 @models_app.command("promote")
 def promote(model: str, version: int, alias: str = "default", url: Url = DEFAULT_URL) -> None:
     """Point an alias to a version: promotion and rollback."""
     with Graft(url) as graft:
-        _print_json(graft.set_alias(model, alias, version))
+        print_json(graft.set_alias(model, alias, version))
 
 
 @models_app.command("download")
@@ -154,21 +154,21 @@ def import_archive(
 ) -> None:
     """Publish a saved version as the next version of a model."""
     with Graft(url) as graft:
-        _print_json(graft.import_archive(model, archive))
+        print_json(graft.import_archive(model, archive))
 
 
 @jobs_app.command("list")
 def list_jobs(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     """List jobs, newest first."""
     with Graft(url) as graft:
-        _print_list(list(graft.jobs()), ["id", "status", "phase", "attempt", "metrics"], as_json)
+        print_list(list(graft.jobs()), ["id", "status", "phase", "attempt", "metrics"], as_json)
 
 
 @jobs_app.command("show")
 def show_job(job: str, url: Url = DEFAULT_URL) -> None:
     """Print a job."""
     with Graft(url) as graft:
-        _print_json(graft.job(job))
+        print_json(graft.job(job))
 
 
 @jobs_app.command("delete")
@@ -182,14 +182,14 @@ def delete_job(job: str, url: Url = DEFAULT_URL) -> None:
 def follow(job: str, url: Url = DEFAULT_URL) -> None:
     """Show a job's progress until its end."""
     with Graft(url) as graft:
-        _print_json(follow_job(graft, job)["metrics"])
+        print_json(follow_job(graft, job)["metrics"])
 
 
 @jobs_app.command("reproduce")
 def reproduce(job: str, url: Url = DEFAULT_URL) -> None:
     """Repeat an ended job to the bit and say whether the weights are the same bytes."""
     with Graft(url) as graft:
-        _print_json(follow_job(graft, graft.reproduce(job)["id"])["result"])
+        print_json(follow_job(graft, graft.reproduce(job)["id"])["result"])
 
 
 @jobs_app.command("act")
@@ -202,11 +202,16 @@ def act(
     if action not in ("cancel", "pause", "resume", "retry"):
         raise typer.BadParameter("cancel, pause, resume or retry")
     with Graft(url) as graft:
-        _print_json(graft.act(job, action))
+        print_json(graft.act(job, action))
 
 
 def upload_with_bar(
-    graft: Graft, archive: Path, name: str | None, parent: str | None = None
+    graft: Graft,
+    archive: Path,
+    name: str | None,
+    parent: str | None = None,
+    *,
+    labelled: bool = True,
 ) -> Json:
     """Upload an archive with a progress bar; return the data set once it is ready.
 
@@ -215,6 +220,7 @@ def upload_with_bar(
         archive: What to upload.
         name: What to call a new data set; None with a parent.
         parent: The data set that gets a new version.
+        labelled: Whether the images of a new one have labels.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -226,7 +232,9 @@ def upload_with_bar(
         if parent is not None:
             dataset = graft.add_images(parent, archive, report=report_bytes)
         else:
-            dataset = graft.upload(archive, name=name or "dataset", report=report_bytes)
+            dataset = graft.upload(
+                archive, name=name or "dataset", labelled=labelled, report=report_bytes
+            )
     with Console(stderr=True).status("checking the images"):
         return graft.wait_for_dataset(dataset["id"])
 
@@ -267,9 +275,10 @@ def _time_left(eta_seconds: float | None) -> str:
     return f"{left} left"
 
 
-def _print_list(items: list[Json], columns: list[str], as_json: bool) -> None:
+def print_list(items: list[Json], columns: list[str], as_json: bool) -> None:
+    """Print some fields of items as a table, or all of them as JSON."""
     if as_json:
-        _print_json(items)
+        print_json(items)
         return
     _print_table(columns, [[_cell(item[column]) for column in columns] for item in items])
 
@@ -289,5 +298,6 @@ def _cell(value: Any) -> str:  # noqa: ANN401 - JSON is any
     return "" if value is None else str(value)
 
 
-def _print_json(value: Any) -> None:  # noqa: ANN401 - JSON is any
+def print_json(value: Any) -> None:  # noqa: ANN401 - JSON is any
+    """Print a value for people and programs."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -9,10 +9,12 @@ import typer
 
 from models_cache.errors import GraftError
 from service.cli import (
+    batch_command,
     client_commands,
     demo,
     doctor,
     export_command,
+    feedback_commands,
     processes,
     race_command,
     weights_commands,
@@ -31,9 +33,11 @@ processes.add_to(app)
 app.command()(submit)
 client_commands.add_to(app)
 app.command("race")(race_command.race)
+app.command("batch")(batch_command.batch)
 app.command("export")(export_command.export)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.add_typer(feedback_commands.app, name="feedback")
 app.add_typer(weights_commands.app, name="weights")
 
 

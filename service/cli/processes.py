@@ -78,6 +78,8 @@ def api() -> None:
 
 def inference() -> None:
     """Run the inference process alone."""
+    # Before torch is imported: its idle threads sleep instead of taking a core from what decodes
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from models_cache import inference as process  # noqa: PLC0415 - it imports torch
 
     settings = load_settings()

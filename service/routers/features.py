@@ -21,7 +21,7 @@ from service.image_bodies import IMAGES_BODY, read_images
 from service.inference_client import Wanted
 from service.routers.datasets import labels_body
 from service.services import Services, ServicesDep, new_id
-from service.serving import ReferencePath, forward, model_body, resolve
+from service.serving import ReferencePath, forward, model_body
 
 router = APIRouter(prefix="/v1/models", tags=["predict"])
 
@@ -37,7 +37,7 @@ async def embed(
 ) -> dict[str, Any]:
     """Return the features of images, as the model's head sees them; the body is as of predict."""
     started = time.perf_counter()
-    version = await run_in_threadpool(resolve, services, reference)
+    version = await services.versions.find(reference)
     found = await _features(request, services, version)
     if normalize:
         found = [
@@ -77,7 +77,7 @@ async def similar(
 ) -> dict[str, Any]:
     """Return the nearest images of a data set; its index is built at the first call."""
     started = time.perf_counter()
-    version = await run_in_threadpool(resolve, services, reference)
+    version = await services.versions.find(reference)
     dataset_id, manifest = await run_in_threadpool(_images, services, version, dataset)
     found = await _features(request, services, version)
     rows = await services.indexer.rows(version, manifest)

@@ -37,7 +37,7 @@ from service.services import (
     ServicesDep,
     new_id,
 )
-from service.serving import ReferencePath, forward, resolve
+from service.serving import ReferencePath, forward
 
 router = APIRouter(prefix="/v1/models", tags=["feedback"])
 
@@ -64,7 +64,7 @@ async def give_feedback(
     ] = None,
 ) -> Page[FeedbackBody]:
     """Keep images with their right labels: one raw image with `?label=`, or JSON `inputs`."""
-    version = await run_in_threadpool(resolve, services, reference)
+    version = await services.versions.find(reference)
     with services.predicting.reserve(1, version.name):
         labelled = await _read(request, label)
         for index, (_, labels) in enumerate(labelled):
@@ -201,7 +201,7 @@ def _apply(
     services: Services, reference: str, retrain: bool, request: tuple[str | None, str]
 ) -> str:
     """Write the archive, then every row in one transaction; return what the answer says."""
-    version = resolve(services, reference)
+    version = services.versions.read(reference)
     with services.database.read() as connection:
         items = feedback.pending(connection, version.name)
         parent = applying.parent_of(connection, version)

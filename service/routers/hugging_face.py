@@ -17,7 +17,7 @@ from service.image_bodies import MAX_BODY_BYTES, decode_base64
 from service.inference_client import Wanted
 from service.json_body import parse_json, read_body, validate
 from service.services import ServicesDep
-from service.serving import ReferencePath, forward, resolve, server_timing, timing_of
+from service.serving import ReferencePath, forward, server_timing, timing_of
 
 router = APIRouter(prefix="/hf", tags=["hugging face"])
 
@@ -65,7 +65,7 @@ async def classify(
 ) -> list[LabelScore]:
     """Classify one image: raw bytes of any content type, or base64 in JSON with parameters."""
     started = time.perf_counter()
-    version = await run_in_threadpool(resolve, services, reference)
+    version = await services.versions.find(reference)
     with services.predicting.reserve(1, version.name):
         image, parameters = await _read(request)
         function = parameters.function_to_apply

@@ -47,7 +47,6 @@ from service.services import (
     new_id,
     remove_run_folders,
 )
-from service.serving import resolve
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -273,7 +272,7 @@ def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
     if body.type == "race":
         return race_spec(services.catalogue, services.vault, body)
     if body.type == "batch_predict":
-        return batch_spec(body, resolve(services, batch_reference(body)))
+        return batch_spec(body, services.versions.read(batch_reference(body)))
     if body.type != "fine_tune":
         offered = "exports are at POST /v1/models/{name}/versions/{version}/exports"
         raise ValidationFailed.one("/type", "not-offered", f"not offered here; {offered}")

@@ -29,7 +29,7 @@ from service.open_inference_bodies import (
     write_answer,
 )
 from service.services import NamePath, Services, ServicesDep
-from service.serving import ReferencePath, forward, resolve, server_timing, timing_of
+from service.serving import ReferencePath, forward, server_timing, timing_of
 from service.version import VERSION
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
@@ -47,9 +47,9 @@ _INFER_BODY: dict[str, Any] = {
 }
 
 
-def version_of(services: ServicesDep, reference: ReferencePath) -> Version:
+async def version_of(services: ServicesDep, reference: ReferencePath) -> Version:
     """Return the version that a path without a number means now."""
-    return resolve(services, reference)
+    return await services.versions.find(reference)
 
 
 def numbered_version_of(

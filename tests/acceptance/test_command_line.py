@@ -109,6 +109,34 @@ def test_job_file_uploads_its_folder_and_is_followed_to_a_served_model(
     assert (spec["parameters"], spec["seed"]) == ({"folds": 3}, 9)
 
 
+def test_a_folder_is_predicted_and_what_was_wrong_is_learned(
+    service: RunningService, tmp_path: Path
+) -> None:
+    drawn = images.write_zip(tmp_path / "drawn.zip", images.class_folders(("disc", "cross")))
+    made = graft(service, "submit", drawn, "--model", "shapes", "--backbone", "squeezenet1_1")
+    assert made.returncode == 0, made.stderr
+    folder = tmp_path / "unknown" / "deep"
+    folder.mkdir(parents=True)
+    for seed in range(3):
+        (folder / f"{seed}.jpg").write_bytes(images.shape_bytes("disc", 700 + seed))
+    table = tmp_path / "answers.csv"
+    done = graft(service, "batch", "shapes", folder.parent, "--output", table, "--top-k", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 images, 0 failed")
+    assert len(table.read_text().splitlines()) == 4
+    nothing = graft(service, "batch", "shapes", tmp_path / "nowhere")
+    assert nothing.returncode == 2
+    assert "neither a file or folder nor the id of a data set" in nothing.stderr
+
+    said = graft(service, "feedback", "give", "shapes", folder / "0.jpg", "cross")
+    assert json.loads(said.stdout)["labels"] == ["cross"]
+    assert "cross" in graft(service, "feedback", "list", "shapes").stdout
+    applied = graft(service, "feedback", "apply", "shapes")
+    assert applied.returncode == 0, applied.stderr
+    assert ": 1 corrections" in applied.stdout
+    assert '"version": 2' in applied.stdout
+
+
 def test_data_that_must_not_be_so_fails_the_job(service: RunningService, tmp_path: Path) -> None:
     leaking = {
         f"{split}/{name}": data

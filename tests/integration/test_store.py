@@ -214,6 +214,25 @@ def test_versions_count_up_for_ever_and_default_follows_promotion(database: Data
         assert models.publish(connection, new_version("d" * 64), promote=False).version == 4
 
 
+def test_a_page_says_of_each_model_what_asking_for_it_says(database: Database) -> None:
+    with database.write() as connection:
+        for name in ("c", "a", "b"):
+            for number in range(3):
+                new = new_version(f"{number:064d}", name=name)
+                models.publish(connection, new, promote=number < 2)
+        models.set_alias(connection, "b", "canary", 3)
+        models.remove(connection, "c")
+        models.publish(connection, new_version("7" * 64, name="c"), promote=True)
+    with database.read() as connection:
+        page = models.page(connection, 2, None)
+        assert page == [models.get(connection, name) for name in ("a", "b")]
+        assert models.page(connection, 2, "b") == [models.get(connection, "c")]
+        assert models.page(connection, 2, "c") == []
+        served = models.defaults(connection, ["a", "b", "c", "nothing"])
+        assert served == {name: models.resolve(connection, name, None) for name in "abc"}
+        assert [served[name].version for name in "abc"] == [2, 2, 4]
+
+
 def test_alias_moves_only_from_where_it_was_expected(database: Database) -> None:
     with database.write() as connection:
         for digest in "ab":

@@ -1,0 +1,62 @@
+"""Which version a reference means now: remembered for as long as nobody commits anything.
+
+A prediction asks this every time, and its statements cost more than all else that the api does for
+it. SQLite tells in microseconds whether any other connection, of whatever process, has committed
+since it was asked last (`PRAGMA data_version`): while none has, what was read is still true. A
+promotion is therefore seen by the first request behind it, as without the memory. PostgreSQL has
+nothing of the kind, and is asked every time.
+"""
+
+from __future__ import annotations
+
+from starlette.concurrency import run_in_threadpool
+
+from jobs.store import models
+from jobs.store.database import Database
+from jobs.store.models import Version
+
+_MOST_REMEMBERED = 4096
+_MOST_CLASSES = 1000  # of a version that is remembered: names of more are not for keeping
+
+
+class VersionFinder:
+    """Finds versions by reference.
+
+    Args:
+        database: Where models are.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._remembered: dict[str, Version] = {}
+        self._as_of: int | None = None  # the commit that `_remembered` is true of
+
+    def read(self, reference: str) -> Version:
+        """Return the version that `name`, `name@alias` or `name@number` means; blocks.
+
+        Raises:
+            ModelNotFound, VersionNotFound: It means none.
+        """
+        name, _, alias = reference.partition("@")
+        with self._database.read() as connection:
+            return models.resolve(connection, name, alias or None)
+
+    async def find(self, reference: str) -> Version:
+        """Return what `read` would, from memory if nothing was committed; in the event loop only.
+
+        Raises:
+            ModelNotFound, VersionNotFound: It means none.
+        """
+        as_of = self._database.last_commit()
+        if as_of is None or as_of != self._as_of:
+            self._remembered, self._as_of = {}, as_of
+        elif (known := self._remembered.get(reference)) is not None:
+            return known
+        remembered = self._remembered
+        version = await run_in_threadpool(self.read, reference)
+        # Read behind `as_of`: at least as new. If it is newer, so is the next `last_commit`
+        if as_of is not None and len(version.classes) <= _MOST_CLASSES:
+            if len(remembered) >= _MOST_REMEMBERED:
+                del remembered[next(iter(remembered))]
+            remembered[reference] = version
+        return version
