@@ -56,6 +56,8 @@ class InferBody(Request):
     """The JSON of `.../infer`."""
 
     id: str | None = Field(None, max_length=256)
+    model_name: str | None = Field(None, description="Sent by KServe's client; the path decides.")
+    model_version: str | None = Field(None, description="As `model_name`.")
     parameters: dict[str, Any] = Field(default_factory=dict)
     inputs: list[InputTensor] = Field(min_length=1, max_length=2)
     outputs: list[OutputTensor] | None = Field(None, max_length=16)

@@ -48,6 +48,11 @@ def test_images_are_read_alike_from_json_and_from_bytes(images: list[bytes], col
     assert not from_json.preprocessed
 
 
+def test_the_model_that_a_body_names_besides_the_path_is_passed_over() -> None:
+    body = body_of(image_input([1], data=["eA=="]), model_name="m", model_version=None)
+    assert [bytes(image) for image in parse_infer(body, None).images] == [b"x"]
+
+
 def test_pixels_are_read_alike_from_flat_and_nested_json_and_from_bytes() -> None:
     tensor = {"name": "pixels", "shape": [1, 3, 2, 2], "datatype": "FP32"}
     raw = struct.pack("<12f", *PIXELS)
