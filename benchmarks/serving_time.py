@@ -52,18 +52,24 @@ def _timed(service: Running, name: str, image: bytes) -> float:
 
 
 def soak(bench: Bench) -> Json:
-    """70 % of the capacity for a long time: errors, memory, file descriptors."""
+    """70 % of the capacity for a long time: errors, memory, file descriptors.
+
+    Both are looked at after a tenth of the same load first: until then pools of connections and
+    threads grow to their size.
+    """
     seconds = bench.options.soak_seconds
     with bench.running() as service:
         capacity = bench.closed(service, *setup.ARCHITECTURES, seconds=10.0).per_second
+
+        def loaded(seconds: float) -> Load:
+            asking = bench.asking(*setup.ARCHITECTURES)
+            rate = 0.7 * capacity
+            return load.opened(service.port, asking, rate=rate, connections=64, seconds=seconds)
+
+        loaded(seconds / 10)
+        time.sleep(1)  # its connections are closed
         memory, descriptors = service.memory_bytes(), service.descriptors()
-        found = load.opened(
-            service.port,
-            bench.asking(*setup.ARCHITECTURES),
-            rate=0.7 * capacity,
-            connections=64,
-            seconds=seconds,
-        )
+        found = loaded(seconds)
         time.sleep(1)
         growth = growth_mib(memory, service.memory_bytes())
         after = service.descriptors()

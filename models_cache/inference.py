@@ -51,7 +51,7 @@ from models_cache.asgi import (
 )
 from models_cache.batching import Batcher
 from models_cache.decode import ImageLimits
-from models_cache.devices import choose_device
+from models_cache.devices import choose_device, keep_array_products_to_one_thread, use_full_float32
 from models_cache.errors import (
     BlobMissing,
     GraftError,
@@ -294,8 +294,8 @@ def serve(config: InferenceConfig) -> None:
         DeviceUnavailable: There is no such device.
     """
     torch.set_num_threads(config.threads)
-    # Full float32: with TF32 a model would not reproduce golden outputs made on a CPU
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    keep_array_products_to_one_thread()  # those of heads
+    use_full_float32()
     predictor = Predictor(
         config.data_folder,
         choose_device(config.device),

@@ -21,7 +21,7 @@ from models_cache.artifacts import Artifact, read_artifact
 from models_cache.backbone_weights import verified_weights
 from models_cache.backbones import Classifier
 from models_cache.blobs import BlobStore
-from models_cache.classifiers import check_golden, load_classifier
+from models_cache.classifiers import check_golden, load_classifier, outputs_of_classifier
 from models_cache.export_check import check_images, compare_with_served, served_probabilities
 from models_cache.export_formats import FORMATS, load_graph, write_graph
 from models_cache.export_graph import ImageGraph
@@ -89,5 +89,5 @@ def _load(artifact: Artifact, blobs: BlobStore, weights_folder: Path) -> Classif
         assert artifact.facts.weights is not None, "a head has a backbone"
         weights_path = verified_weights(weights_folder, artifact.facts.weights)
     classifier = load_classifier(artifact, blobs, weights_path)
-    check_golden(classifier, artifact, blobs)
+    check_golden(outputs_of_classifier(classifier, artifact.facts.preprocessing), artifact, blobs)
     return classifier

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torchvision
 
+from models_cache.devices import use_full_float32
+
 _BFLOAT16_SINCE = (8, 0)  # older cards only emulate it
 _FLOAT16_SINCE = (7, 0)  # tensor cores
 
@@ -50,9 +52,7 @@ def set_up(device: torch.device, threads: int) -> Numerics:
     torch.set_num_threads(max(1, threads))
     if device.type == "cuda":
         torch.cuda.set_device(device)  # pinned memory and streams take no other card's context
-    # Full float32 in convolutions: with TF32 a model would not reproduce its golden outputs on
-    # a CPU. What is learned from, features and batches, is computed in bfloat16 on CUDA.
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    use_full_float32()  # what is learned from, features and batches, is in bfloat16 on CUDA
     torch.backends.cudnn.benchmark = False  # picking kernels by timing is not reproducible
     # Several CPU threads add gradients of indexed values (Swin's and MaxViT's position tables) in
     # any order otherwise, and a resumed training would not have the bits of a whole one. Every

@@ -19,6 +19,7 @@ from jobs.datasets.manifest import ImageEntry, Manifest
 from models_cache.artifacts import MULTILABEL
 
 _CONFIDENT_FRACTION = 0.8  # of a class's mean probability; why: docs/experiments.md
+_CONFIDENT_FRACTION_OF_SEVERAL = 1.0  # there are C times as many labels to be wrong about
 
 Floats = NDArray[np.float64]
 
@@ -40,7 +41,7 @@ def mislabels(manifest: Manifest, logits: Tensor, train: Tensor) -> Iterable[Fin
 
 
 def suspicion(
-    probabilities: Floats, labels: NDArray[np.int64], judges: NDArray[np.bool_]
+    probabilities: Floats, labels: NDArray[np.int64], judges: NDArray[np.bool_], fraction: float
 ) -> Floats:
     """Return how much more probable another label is than the given one, `[N]`; 0: not suspicious.
 
@@ -51,16 +52,18 @@ def suspicion(
         probabilities: Of heads that did not learn from the image, `[N, C]`.
         labels: As given, `[N]`.
         judges: Which images the thresholds come from, `[N]`: those that heads learned from.
+        fraction: That of the thresholds.
 
     Source:
         Northcutt et al. 2021, "Confident Learning", arXiv:1911.00068, section 3.1, ranked by
-        normalised margin; the paper's thresholds (a fraction of 1) miss more (docs/experiments.md).
+        normalised margin; the paper's thresholds (a fraction of 1) miss more where an image has one
+        label (docs/experiments.md).
     """
     rows = np.arange(len(labels))
     own = probabilities[rows, labels]
     counts = np.bincount(labels[judges], minlength=probabilities.shape[1])
     sums = np.bincount(labels[judges], weights=own[judges], minlength=probabilities.shape[1])
-    thresholds = _CONFIDENT_FRACTION * sums / np.maximum(counts, 1)
+    thresholds = fraction * sums / np.maximum(counts, 1)
     others = np.where(probabilities >= thresholds, probabilities, 0.0)
     others[rows, labels] = 0.0
     margin: Floats = np.maximum(others.max(axis=1) - own, 0.0)
@@ -73,7 +76,7 @@ def _classes(
     """Return what is found, in words and by image, where each has one label."""
     probabilities = logits.softmax(dim=1).numpy()
     labels = np.array([image.label for image in manifest.images])
-    found = _descending(suspicion(probabilities, labels, judges))
+    found = _descending(suspicion(probabilities, labels, judges, _CONFIDENT_FRACTION))
     images = [manifest.images[i] for i in found]
     likelier = [int(probabilities[i].argmax()) for i in found]
     items = [
@@ -102,7 +105,12 @@ def _labels(
         given[row, list(image.labels)] = 1
     by_class = np.stack(
         [
-            suspicion(np.stack([1 - chance, chance], axis=1), given[:, i], judges)
+            suspicion(
+                np.stack([1 - chance, chance], axis=1),
+                given[:, i],
+                judges,
+                _CONFIDENT_FRACTION_OF_SEVERAL,
+            )
             for i, chance in enumerate(present.T)
         ],
         axis=1,

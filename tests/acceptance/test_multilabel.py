@@ -179,7 +179,7 @@ def test_flipped_labels_are_named_with_their_class(
     told = findings["likely-mislabelled"]
     named = {(item["path"], item["class"]) for item in told["items"]}
     hits = named & set(flipped.items())
-    assert len(hits) >= _FLIPPED * 0.7, f"among {told['count']}"
+    assert len(hits) >= _FLIPPED * 0.6, f"among {told['count']}"
     for item in told["items"]:
         assert (item["class"] in item["label"].split("|")) == item["given"]
         assert {*item["label"].split("|")} ^ {*item["suggested"].split("|")} >= {item["class"]}

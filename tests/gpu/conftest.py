@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from jobs.executors.local import TRAINING_ENVIRONMENT
+from models_cache.devices import use_full_float32
 from tests.training_jobs import TrainingChildren
 
 # As the service sets it for its children; CUDA reads both when it is first used.
@@ -31,7 +32,7 @@ def cuda() -> torch.device:
 @pytest.fixture(autouse=True)
 def exact(cuda: torch.device) -> Iterator[None]:
     """Full float32, as every process of the service has it, and nothing left of other tests."""
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    use_full_float32()
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(cuda)

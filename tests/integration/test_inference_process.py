@@ -39,7 +39,11 @@ from models_cache.classifiers import golden_images
 from models_cache.decode import ImageLimits, center_crop, decode_rgb, resize_shorter_side
 from models_cache.durable import sha256_of_file
 from models_cache.engines import FOLDED, choose_engine
-from models_cache.errors import InferenceAddressInvalid, ModelUnhealthy
+from models_cache.errors import (
+    ArtifactGoldenMismatch,
+    InferenceAddressInvalid,
+    ModelUnhealthy,
+)
 from models_cache.features import normalised
 from models_cache.inference import InferenceApp, InferenceConfig
 from models_cache.novelty import fit_familiarity, judge
@@ -725,6 +729,26 @@ def test_images_that_wait_for_a_load_leave_loaded_models_their_room(
         assert waiting.result(DEADLINE_SECONDS).status_code == 200
     assert process.health()["waiting_images"] == 0
     process.stop()
+
+
+def test_a_head_is_loaded_without_a_forward_pass_and_reads_only_what_it_needs(
+    folder: Folder,
+) -> None:
+    predictor = Predictor(folder.root, torch.device("cpu"), 1 << 30, ImageLimits())
+    first = predictor.pin(folder.publish(1).digest).value
+    passes: list[int] = []
+    hook = first.backbone.engine.forward.register_forward_hook(
+        lambda _, __, output: passes.append(len(output))
+    )
+    second = folder.publish(2, documents={"README.md": b"the card"})
+    folder.blobs.local_path(second.files["README.md"].sha256).unlink()
+    model = predictor.pin(second.digest).value
+    assert model.backbone is first.backbone
+    assert passes == []
+    with pytest.raises(ArtifactGoldenMismatch):
+        predictor.pin(folder.publish(3, golden_error=0.5).digest)
+    assert passes == []
+    hook.remove()
 
 
 def test_predictions_go_on_while_a_golden_output_is_read(folder: Folder) -> None:
