@@ -1,8 +1,8 @@
 """Exports every architecture to every format with random values; prints what works, and why not.
 
-Images are small (64 px, or the least that the network takes): what can be exported does not depend
-on the size. Prints a Markdown row for each: seconds to write, size, largest difference of a
-probability to the serving path over the images that every export is checked by.
+Images are small: 64 px, the least that the network takes, or 224 px for AlexNet and VGG, whose
+pooling ONNX takes only where it divides its input. Prints a Markdown row for each: seconds to
+write, size, largest difference of a probability to the serving path over the images of every check.
 
     python benchmarks/exports.py                 # all, smallest first
     python benchmarks/exports.py resnet18 swin_t
@@ -23,6 +23,7 @@ from models_cache.backbones import (
     Classifier,
     architectures,
     build_classifier,
+    family,
     feature_width,
     parameter_count,
     smallest_input_px,
@@ -36,6 +37,7 @@ from models_cache.preprocessing import Preprocessing
 
 _CLASSES = ("a", "b", "c", "d", "e")
 _LEAST_PX = 64
+_LEAST_PX_OF_FAMILY = {"alexnet": 224, "vgg": 224}
 _LOGIT = 2.0  # about what a trained head gives: else every probability is 0 or 1
 
 
@@ -64,7 +66,9 @@ def main() -> None:
 
 def _model(architecture: str) -> tuple[Artifact, Classifier]:
     torch.manual_seed(0)
-    side_px = max(_LEAST_PX, smallest_input_px(architecture))
+    side_px = max(
+        _LEAST_PX_OF_FAMILY.get(family(architecture), _LEAST_PX), smallest_input_px(architecture)
+    )
     preprocessing = Preprocessing(side_px + side_px // 8, side_px)
     classifier = build_classifier(architecture, len(_CLASSES), input_px=side_px).eval()
     with torch.inference_mode():

@@ -34,7 +34,7 @@ def keep_array_products_to_one_thread() -> None:
 
 
 def use_full_float32() -> None:
-    """Compute convolutions in float32: with TF32 no CPU's golden outputs are reproduced on a GPU."""
+    """Compute convolutions in float32: with TF32 a GPU does not give golden outputs of a CPU."""
     # Said in both ways that torch has: `torch.export` refuses a process where they differ
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
