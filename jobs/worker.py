@@ -23,13 +23,14 @@ from jobs import lifecycle, publish
 from jobs.admission import Need
 from jobs.attempt import Attempt
 from jobs.errors import AttemptDied, AttemptsExhausted, AttemptStalled, LeaseLost
-from jobs.executors.protocol import AttemptKind, AttemptSpec, Executor, Exited, Lost
+from jobs.executors.protocol import AttemptSpec, Executor, Exited, Lost
 from jobs.gate import Gate
 from jobs.housekeeping import bound_caches
 from jobs.metrics_files import MetricsFiles
 from jobs.presence import Presence
 from jobs.progress import FILE_NAME as PROGRESS_FILE
 from jobs.progress import read_progress
+from jobs.slots import CHILD_KINDS, SLOT_KINDS
 from jobs.specs import Machine, remove_scratch, write_spec
 from jobs.states import TERMINAL, JobEvent, JobState
 from jobs.store import datasets, events, idempotency, jobs, leases
@@ -48,23 +49,9 @@ STOPPED_ON_REQUEST = 75
 _AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
 _START_AGAIN_AFTER = timedelta(seconds=5)
 _AGAIN_AFTER_LOSS = timedelta(seconds=1)
-#: What a slot of each kind may run: data and downloads never wait for a training.
-SLOT_KINDS = {
-    "train": ("fine_tune", "race", "batch_predict"),
-    "data": ("ingest",),
-    "weights": ("download",),
-    "engine": ("engine",),
-    "export": ("export",),
-}
-CHILD_KINDS: dict[str, AttemptKind] = {
-    "fine_tune": "train",
-    "race": "train",
-    "batch_predict": "train",
-    "engine": "train",
-    "export": "train",
-    "ingest": "ingest",
-    "download": "download",
-}
+#: An idle worker looks for jobs when something was committed, and after so long for those whose
+#: time has come, or that memory has become free for.
+_LOOK_SECONDS = 1.0
 
 
 class Worker:
@@ -98,6 +85,8 @@ class Worker:
         self._attempts: list[Attempt] = []
         self._next_beat = 0.0
         self._next_sweep = 0.0
+        self._next_look = 0.0
+        self._idle_as_of: int | None = None  # the commit at which nothing could be started
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Work until `should_stop`; then let children write a checkpoint and queue their jobs."""
@@ -125,8 +114,7 @@ class Worker:
             self._sweep()
             self._next_sweep = now + self._limits.sweep_seconds
         ended = [self._attend_alone(attempt) for attempt in list(self._attempts)]
-        started = [self._fill(slot) for slot in SLOT_KINDS]
-        return any(ended) or any(started)
+        return self._fill_slots(now) or any(ended)
 
     def _sweep(self) -> None:
         """Queue again what dead workers held; our own leases are renewed first.
@@ -143,6 +131,16 @@ class Worker:
             log.warning("job %s was held by a worker that is gone; queued again", job_id)
 
     # -- beginning ---------------------------------------------------------------------------
+
+    def _fill_slots(self, now: float) -> bool:
+        """Start what can be started, unless nothing has changed since nothing could."""
+        as_of = self._database.last_commit()
+        if as_of is not None and as_of == self._idle_as_of and now < self._next_look:
+            return False
+        started = [self._fill(slot) for slot in SLOT_KINDS]
+        self._idle_as_of = None if any(started) else as_of
+        self._next_look = now + _LOOK_SECONDS
+        return any(started)
 
     def _fill(self, slot: str) -> bool:
         """Start the next job of a slot's kinds if the slot is free."""

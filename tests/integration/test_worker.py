@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from jobs.executors.local import LocalExecutor
 from jobs.presence import Presence
 from jobs.specs import Machine
 from jobs.states import JobEvent, JobState
-from jobs.store import datasets, events, jobs, leases, workers
-from jobs.store.database import Database
+from jobs.store import datasets, events, jobs, leases, tables, workers
+from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, NewJob
 from jobs.worker import Worker
 from jobs.worker_limits import WorkerLimits
@@ -91,6 +92,33 @@ def test_poison_job_stops_after_three_attempts_with_its_reason(
         kinds = [event.kind for event in events.page(connection, job_id, 0, 100)]
         assert workers.count_alive(connection, timedelta(hours=1)) == 0
     assert kinds.count("warning") == 2
+
+
+def test_an_idle_worker_finds_a_job_whose_time_comes_and_one_that_is_queued(
+    database: Database, tmp_path: Path
+) -> None:
+    """Nothing is committed when a time comes; a worker that waits for commits alone misses it."""
+    later = accept(database, poison.CRASH)
+    with database.write() as connection:
+        connection.execute(
+            update(tables.jobs).values(not_before=utc_now() + timedelta(seconds=1.5))
+        )
+    soon = "job_of_another_process"
+
+    def submit_when_idle() -> None:
+        until(lambda: look(database, later).status is JobState.FAILED)
+        new = NewJob(id=soon, type="fine_tune", spec=look(database, later).spec, dataset_id="ds_1")
+        with database.write() as connection:
+            jobs.accept(connection, new)
+
+    other = threading.Thread(target=submit_when_idle)
+    other.start()
+
+    def both_ended() -> bool:
+        return not other.is_alive() and look(database, soon).status is JobState.FAILED
+
+    work(database, tmp_path, both_ended)
+    other.join()
 
 
 def test_attempts_that_get_further_are_not_counted_together(
