@@ -54,7 +54,7 @@ class PredictionsFile:
         lines = [durable.canonical_json(row) + b"\n" for row in rows]
         self._file.write(b"".join(lines))
         self._file.flush()
-        faults.reach("predictions.before_fsync")
+        faults.reach(f"predictions.before_fsync:{self.rows}")
         os.fsync(self._file.fileno())
         self.rows += len(lines)
 

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.client import Graft, GraftProblem, Json
-from tests.acceptance.running import RunningService
+from tests.acceptance.running import RunningService, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 
 MODEL = "insects"
 BACKBONE = "squeezenet1_1"
-_PATIENCE_SECONDS = 60.0
+KILLED_BEHIND = 64  # lines: the first job that has so many and more dies there, once
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[RunningService]:
+    """A service whose first long batch prediction is killed."""
+    folder = tmp_path_factory.mktemp("service") / "data"
+    faults = {"GRAFT_FAULTS": f"predictions.before_fsync:{KILLED_BEHIND}=kill"}
+    catalogue = shared / "weights" / "catalog.json"
+    with running(folder, catalogue=catalogue, environment=faults) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +102,19 @@ def test_images_without_labels_are_predicted_as_a_call_would(
     assert [row["label"] for row in cells] == [row["label"] for row in rows]
 
 
+def test_a_killed_attempt_costs_nothing_that_was_written(
+    graft: Graft, service: RunningService, trained: Json, insects: Json, tmp_path: Path
+) -> None:
+    done = predict_all(graft, insects)
+    assert done["attempt"] == 2, "the attempt was killed in its third batch"
+    progress = service.data_folder / "runs" / done["id"] / "2" / "progress.jsonl"
+    lines = [json.loads(line) for line in progress.read_bytes().splitlines()]
+    first = next(line["done"] for line in lines if line["kind"] == "progress")
+    assert first > KILLED_BEHIND, "what was written is not predicted again"
+    rows = lines_of(graft, done, tmp_path)
+    assert [row["image"] for row in rows] == [item["id"] for item in graft.images(insects["id"])]
+
+
 def test_one_split_of_a_labelled_data_set_and_the_same_accuracy(
     graft: Graft, trained: Json, insects: Json, tmp_path: Path
 ) -> None:
@@ -104,25 +125,6 @@ def test_one_split_of_a_labelled_data_set_and_the_same_accuracy(
     right = sum(row["label"] == given[row["image"]] for row in rows)
     assert right / len(rows) == pytest.approx(trained["metrics"]["val/accuracy_top1"], abs=1e-9)
     assert {len(row["scores"]) for row in rows} == {1}
-
-
-def test_a_killed_attempt_costs_nothing_that_was_written(
-    graft: Graft, service: RunningService, trained: Json, insects: Json, tmp_path: Path
-) -> None:
-    job = graft.submit(insects["id"], type="batch_predict", model=MODEL)
-    path = service.data_folder / "runs" / job["id"] / "predictions.jsonl"
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not path.exists() or path.read_bytes().count(b"\n") < 64:
-        assert time.monotonic() < deadline, "nothing was written"
-        time.sleep(0.002)
-    os.kill(service.pids()["train"], signal.SIGKILL)
-    before = path.read_bytes()
-    whole = before[: before.rindex(b"\n") + 1]
-    done = graft.wait_for_job(job["id"])
-    assert done["attempt"] == 2
-    assert path.read_bytes().startswith(whole)
-    rows = lines_of(graft, done, tmp_path)
-    assert [row["image"] for row in rows] == [item["id"] for item in graft.images(insects["id"])]
 
 
 def test_what_cannot_be_done_is_refused_with_the_reason(
