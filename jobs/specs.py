@@ -6,11 +6,13 @@ import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.store.datasets import Dataset
-from jobs.store.jobs import Job
 from models_cache import durable
+
+if TYPE_CHECKING:  # settings need `Machine`, and every process settings: without the database
+    from jobs.store.datasets import Dataset
+    from jobs.store.jobs import Job
 
 FILE_NAME = "spec.json"
 _OF_AN_INGEST = ("val_fraction", "corrections", "unlabelled")

@@ -1,54 +1,28 @@
-"""`graft`: puts the commands together and turns errors into one readable line."""
+"""`graft`: runs a command, and imports no more than that one needs.
+
+A service is ready when its slowest process is: each of them, and the supervisor before them, starts
+half a second to a second earlier without what only the other commands need.
+"""
 
 from __future__ import annotations
 
 import sys
 
-import httpx2
-import typer
-
 from models_cache.errors import GraftError
-from service.cli import (
-    batch_command,
-    client_commands,
-    demo,
-    doctor,
-    export_command,
-    feedback_commands,
-    processes,
-    race_command,
-    weights_commands,
-)
-from service.cli.submit import submit
-from service.client import DatasetRejected, GraftProblem, JobFailed
-
-app = typer.Typer(
-    name="graft",
-    help="Upload labelled images, get a served vision model in seconds.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-processes.add_to(app)
-app.command()(submit)
-client_commands.add_to(app)
-app.command("race")(race_command.race)
-app.command("batch")(batch_command.batch)
-app.command("export")(export_command.export)
-app.command("demo")(demo.demo)
-app.command("doctor")(doctor.doctor)
-app.add_typer(feedback_commands.app, name="feedback")
-app.add_typer(weights_commands.app, name="weights")
+from service.cli import processes
 
 
 def main() -> None:
     """Run a command; an error that a person can act on is one line and status 1."""
     try:
-        app()
-    except (GraftError, GraftProblem, JobFailed, DatasetRejected, TimeoutError) as error:
+        if sys.argv[1:2] and sys.argv[1] in processes.NAMES:
+            processes.app()
+        else:
+            from service.cli import commands  # noqa: PLC0415 - see above
+
+            commands.run()
+    except GraftError as error:
         sys.exit(f"graft: {error}")
-    except httpx2.ConnectError as error:
-        sys.exit(f"graft: the service does not answer ({error}); is `graft serve` running?")
 
 
 if __name__ == "__main__":

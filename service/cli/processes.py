@@ -1,4 +1,7 @@
-"""`graft serve | api | inference | worker`: the composition roots of the four processes."""
+"""`graft serve | api | inference | worker`: the composition roots of the four processes.
+
+Each imports what it needs when it runs, and so starts before the others' imports are paid for.
+"""
 
 from __future__ import annotations
 
@@ -10,39 +13,29 @@ import uuid
 from types import FrameType
 
 import typer
-import uvicorn
 
-from jobs.executors.local import LocalExecutor
-from jobs.gpus import visible_gpus
-from jobs.presence import Presence
-from jobs.store.database import Database
-from jobs.worker import Worker
-from models_cache import faults
-from models_cache.blobs import BlobStore
-from service.app import create_app
 from service.cli.configuration import load_settings
-from service.free_port import free_port
-from service.middleware import RequestLog
 from service.settings import Settings, child_environment, visible_devices
-from service.supervisor import run_supervisor
 from service.version import VERSION
-
-log = logging.getLogger("graft")
 
 #: Bound on headers and request line; the parser answers 400 beyond it.
 _MAX_HEADER_BYTES = 32 << 10
 
 
-def add_to(app: typer.Typer) -> None:
+app = typer.Typer(name="graft", add_completion=False, pretty_exceptions_enable=False)
+
+
+def add_to(all_commands: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(serve)
-    app.command()(api)
-    app.command()(inference)
-    app.command()(worker)
+    for command in (serve, api, inference, worker):
+        all_commands.command()(command)
 
 
 def serve() -> None:
     """Run the service: api, inference and worker, restarted when they die. Ctrl-C ends it."""
+    from service.free_port import free_port
+    from service.supervisor import run_supervisor
+
     settings = load_settings()
     os.umask(0o077)
     environment = child_environment(settings) | {
@@ -59,11 +52,16 @@ def serve() -> None:
 
 def api() -> None:
     """Run the api process alone."""
+    import uvicorn
+
+    from service.app import create_app
+    from service.middleware import RequestLog
+
     settings = load_settings()
     _prepare(settings)
-    app = create_app(settings)
+    application = create_app(settings)
     uvicorn.run(
-        RequestLog(app, app.state.services.metrics.saw_request),
+        RequestLog(application, application.state.services.metrics.saw_request),
         host=settings.host,
         port=settings.port,
         http="h11",  # bounds headers and refuses two Host headers, unlike httptools
@@ -80,7 +78,7 @@ def inference() -> None:
     """Run the inference process alone."""
     # Before torch is imported: its idle threads sleep instead of taking a core from what decodes
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from models_cache import inference as process  # noqa: PLC0415 - it imports torch
+    from models_cache import inference as process
 
     settings = load_settings()
     _prepare(settings)
@@ -100,6 +98,14 @@ def inference() -> None:
 
 def worker() -> None:
     """Run a worker process alone."""
+    from jobs.executors.local import LocalExecutor
+    from jobs.gpus import visible_gpus
+    from jobs.presence import Presence
+    from jobs.store.database import Database
+    from jobs.worker import Worker
+    from models_cache import faults
+    from models_cache.blobs import BlobStore
+
     settings = load_settings()
     _prepare(settings)
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
@@ -124,6 +130,10 @@ def worker() -> None:
         settings.worker_limits(len(machine.usable_gpus)),
     ).run(stop.is_set)
     database.close()
+
+
+add_to(app)
+NAMES = frozenset({"serve", "api", "inference", "worker"})
 
 
 class _StopFlag:

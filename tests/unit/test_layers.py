@@ -18,7 +18,7 @@ def _modules_after(statement: str) -> set[str]:
     "statement",
     [
         "from service.app import create_app",
-        "import service.cli.main",
+        "import service.cli.main, service.cli.commands",
         "import service.supervisor",
         "import service.client",
         "import jobs.worker, jobs.executors.local",
@@ -52,3 +52,8 @@ def test_what_runs_on_a_bare_gpu_image_needs_no_web_package(statement: str) -> N
         "httpx2",
     }
     assert not _modules_after(statement) & web
+
+
+def test_a_process_of_the_service_starts_without_what_others_need() -> None:
+    loaded = _modules_after("import service.cli.main")
+    assert not loaded & {"fastapi", "sqlalchemy", "alembic", "httpx2", "uvicorn", "torch"}
