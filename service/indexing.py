@@ -21,14 +21,13 @@ from models_cache.blobs import BlobStore
 from models_cache.errors import InferenceOverloaded, from_wire
 from models_cache.neighbours import NeighbourKey, NeighbourStore, Rows, unit_rows
 from service.errors import IndexNotReady
-from service.inference_client import InferenceClient, Wanted
+from service.inference_client import FEATURES, InferenceClient
 
 log = logging.getLogger(__name__)
 
 _IMAGES_AT_ONCE = 8
 _PATIENCE_SECONDS = 20.0  # of a request that finds no index
 _BACK_OFF_SECONDS = 0.5  # while the inference process has no room
-_FEATURES = Wanted(top_k=1, features=True)
 
 
 @dataclass
@@ -110,7 +109,7 @@ class Indexer:
     async def _features(self, version: Version, images: list[bytes]) -> Rows:
         while True:
             try:
-                answer = await self._inference.predict(version.artifact_digest, images, _FEATURES)
+                answer = await self._inference.predict(version.artifact_digest, images, FEATURES)
             except InferenceOverloaded:
                 await asyncio.sleep(_BACK_OFF_SECONDS)
                 continue

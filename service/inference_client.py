@@ -41,6 +41,10 @@ class Wanted:
     timeout_seconds: float | None = None
 
 
+#: What a backbone makes of images; scores are by the way.
+FEATURES = Wanted(top_k=1, features=True)
+
+
 class InferenceClient:
     """Sends images of one artifact at a time; self-contained messages, no state.
 

@@ -140,6 +140,6 @@ def compare(said: list[dict[str, Any]], candidates: list[dict[str, Any]]) -> Com
     return total
 
 
-def _answer(item: dict[str, Any]) -> list[str]:
-    """Return the labels that an answer amounts to."""
-    return list(item.get("labels", [item["scores"][0]["label"]]))
+def _answer(item: dict[str, Any]) -> set[str]:
+    """Return the labels that an answer amounts to; versions may have classes in another order."""
+    return set(item.get("labels", [item["scores"][0]["label"]]))

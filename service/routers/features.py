@@ -18,14 +18,12 @@ from models_cache.errors import from_wire
 from models_cache.neighbours import nearest, unit_rows
 from service.errors import IndexMissing
 from service.image_bodies import IMAGES_BODY, read_images
-from service.inference_client import Wanted
+from service.inference_client import FEATURES
 from service.routers.datasets import labels_body
 from service.services import Services, ServicesDep, new_id
 from service.serving import ReferencePath, forward, model_body
 
 router = APIRouter(prefix="/v1/models", tags=["predict"])
-
-_FEATURES = Wanted(top_k=1, features=True)
 
 
 @router.post("/{reference}/embed", openapi_extra=IMAGES_BODY)
@@ -106,7 +104,7 @@ async def _features(request: Request, services: Services, version: Version) -> l
     """Return `{"features"}` or `{"error"}` of each image of a request; one raw image must do."""
     with services.predicting.reserve(1, version.name):
         images, alone = await read_images(request)
-        answer = await forward(request, services, version, images, _FEATURES)
+        answer = await forward(request, services, version, images, FEATURES)
     found: list[dict[str, Any]] = []
     for item in answer["predictions"]:
         if "error" not in item:

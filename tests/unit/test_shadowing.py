@@ -34,6 +34,8 @@ def test_several_labels_are_compared_as_sets_of_labels() -> None:
     one = {**scored(ant=0.9, leaf=0.8), "labels": ["ant", "leaf"]}
     other = {**scored(ant=0.9, leaf=0.4), "labels": ["ant"]}
     assert compare([one, one], [one, other]).agreed == 1
+    turned = {**one, "labels": ["leaf", "ant"]}  # a version whose classes stand in another order
+    assert compare([one], [turned]).agreed == 1
 
 
 def test_what_cannot_be_read_counts_for_nobody_and_what_fails_is_counted() -> None:
