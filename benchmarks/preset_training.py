@@ -9,7 +9,6 @@ that of the best epochs) are judged beside it, in the same run.
 from __future__ import annotations
 
 import itertools
-import resource
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from jobs.datasets.loading import LoadedDataset, load_dataset
 from jobs.datasets.manifest import LabelledImage, build_manifest
+from jobs.memory import peak_bytes_of_process
 from jobs.recipes import FinetuneRecipe, HeadRecipe, RecipeFacts, ScratchRecipe, resolve
 from jobs.tasks.classification import Classification
 from jobs.training.averaging import WeightAverage
@@ -163,7 +163,7 @@ def run(
         record |= {"epochs": recipe.epochs, "batch_size": recipe.batch_size}
     record["curve"] = [_figures(logits, targets) for logits in task.compared]
     record["seconds"] = round(time.monotonic() - started, 1)
-    record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    record["peak_bytes"] = peak_bytes_of_process()
     return record
 
 

@@ -30,6 +30,7 @@ import step_overhead as steps  # noqa: E402 - after the path
 import torch  # noqa: E402
 
 from jobs.executors.local import TRAINING_ENVIRONMENT  # noqa: E402
+from jobs.memory import peak_bytes_of_process  # noqa: E402
 from jobs.training.device import set_up  # noqa: E402
 
 _MMAP, _TRIM, _TUNABLES = "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"
@@ -93,12 +94,12 @@ def _in_a_process(folder: Path, setting: dict[str, str]) -> dict[str, Any]:
 def _child(options: argparse.Namespace) -> dict[str, Any]:
     set_up(torch.device("cpu"), options.threads)
     dataset = steps.load(options.child, options)
-    start_bytes = _usage().ru_maxrss << 10
+    start_bytes = peak_bytes_of_process()
     faults, processor_seconds = _usage().ru_minflt, time.process_time()
     seconds = steps.ours({}, dataset, options)
     return {
         "start_bytes": start_bytes,
-        "peak_bytes": _usage().ru_maxrss << 10,
+        "peak_bytes": peak_bytes_of_process(),
         "page_faults_per_step": (_usage().ru_minflt - faults) // (options.steps + 1),
         "processor_seconds_per_step": (time.process_time() - processor_seconds)
         / (options.steps + 1),

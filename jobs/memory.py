@@ -1,7 +1,11 @@
-"""How much memory this host has and how much of it is free; `jobs.gpus` knows that of GPUs."""
+"""How much memory this host has, how much of it is free, and the most that we had.
+
+`jobs.gpus` knows the first two of GPUs.
+"""
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +40,19 @@ def host_memory(
     except (OSError, ValueError, KeyError, IndexError):
         return None
     return Memory(total_bytes, available_bytes)
+
+
+def peak_bytes_of_process(proc: Path = Path("/proc")) -> int:
+    """Return the most memory this process has had, in bytes.
+
+    Not `ru_maxrss` where there is a `/proc`: Linux hands that down through `exec`, so that a small
+    child of a large parent shows the parent's peak.
+    """
+    try:
+        lines = (proc / "self" / "status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def _control_groups_of_us(proc: Path, root: Path) -> list[Path]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torchvision
 
+from jobs.memory import peak_bytes_of_process
 from models_cache.devices import use_full_float32
 
 _BFLOAT16_SINCE = (8, 0)  # older cards only emulate it
@@ -74,7 +74,7 @@ def set_up(device: torch.device, threads: int) -> Numerics:
 
 def peak_memory(device: torch.device) -> dict[str, int]:
     """Return the most memory this process has had, in bytes: the next job of the kind fits."""
-    peaks = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}
+    peaks = {"peak_memory_bytes": peak_bytes_of_process()}
     if device.type == "cuda":
         peaks["peak_device_memory_bytes"] = torch.cuda.max_memory_reserved(device)
     return peaks

@@ -193,8 +193,9 @@ def test_when_the_time_is_over_the_best_penalty_so_far_is_used() -> None:
 
 
 _MANY_CLASSES = """
-import json, resource, sys, time
+import json, time
 import torch
+from jobs.memory import peak_bytes_of_process
 from jobs.recipes import HeadRecipe
 from jobs.training.head import fit_head
 torch.set_num_threads(2)
@@ -203,7 +204,7 @@ labels = torch.arange(2000) % 100
 features = torch.randn(100, 1280, generator=generator)[labels]
 features = features + 3 * torch.randn(2000, 1280, generator=generator)
 names = [str(i) for i in range(2000)]
-started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started, before = time.process_time(), peak_bytes_of_process()
 last, longest = time.monotonic(), 0.0
 def poll(done, total):
     global last, longest
@@ -211,8 +212,8 @@ def poll(done, total):
     last, longest = now, max(longest, now - last)
     return False
 fit_head(features, labels, names, 100, HeadRecipe(), poll)
-used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(json.dumps([time.process_time() - started, used / 1024, longest]))
+used = peak_bytes_of_process() - before
+print(json.dumps([time.process_time() - started, used / (1 << 20), longest]))
 """
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
-from jobs.memory import Memory, host_memory
+from jobs.memory import Memory, host_memory, peak_bytes_of_process
+from tests.training_jobs import REPOSITORY
 
 _GIB = 1 << 30
 
@@ -59,3 +62,23 @@ def test_this_host_has_memory() -> None:
     memory = host_memory()
     assert memory is not None
     assert 0 < memory.available_bytes <= memory.total_bytes
+
+
+_PARENT = """
+import subprocess, sys
+much = b"1" * (300 << 20)
+child = "from jobs.memory import peak_bytes_of_process; print(peak_bytes_of_process())"
+sys.exit(subprocess.run([sys.executable, "-c", child]).returncode)
+"""
+
+
+def test_peak_of_a_small_child_is_not_that_of_its_large_parent() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _PARENT], cwd=REPOSITORY, capture_output=True, check=True
+    )
+    assert 1 << 20 < int(ended.stdout) < 150 << 20
+
+
+def test_peak_without_a_proc_is_what_the_system_says(tmp_path: Path) -> None:
+    held = b"1" * (50 << 20)
+    assert peak_bytes_of_process(tmp_path) > len(held)
