@@ -8,6 +8,7 @@ import httpx2
 import typer
 
 from service.cli import (
+    backup_commands,
     batch_command,
     client_commands,
     demo,
@@ -36,6 +37,8 @@ app.command("batch")(batch_command.batch)
 app.command("export")(export_command.export)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.add_typer(backup_commands.app, name="backup")
+app.command("restore")(backup_commands.restore)
 app.add_typer(feedback_commands.app, name="feedback")
 app.add_typer(weights_commands.app, name="weights")
 

@@ -14,6 +14,7 @@ from types import FrameType
 
 import typer
 
+from jobs.backup.unfinished import require_whole
 from service.cli.configuration import load_settings
 from service.settings import Settings, child_environment, visible_devices
 from service.version import VERSION
@@ -37,6 +38,7 @@ def serve() -> None:
     from service.supervisor import run_supervisor
 
     settings = load_settings()
+    require_whole(settings.data_dir)
     os.umask(0o077)
     environment = child_environment(settings) | {
         "GRAFT_PORT": str(settings.port or free_port(settings.host))
@@ -153,7 +155,12 @@ class _StopFlag:
 
 
 def _prepare(settings: Settings) -> None:
-    """Keep every file to this user, and log to standard error."""
+    """Keep every file to this user, and log to standard error.
+
+    Raises:
+        RestoreUnfinished: The data folder is not whole.
+    """
+    require_whole(settings.data_dir)
     os.umask(0o077)
     logging.basicConfig(
         level=settings.log_level.upper(),
