@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.datasets.limits import IngestLimits
 from jobs.specs import Machine
-from jobs.worker_limits import WorkerLimits
+from jobs.worker_limits import Retention, WorkerLimits
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -87,6 +87,18 @@ class Settings(BaseSettings):
     idempotency_seconds: float = Field(
         86_400.0, ge=1, description="For so long a request with the same key is made only once."
     )
+    gc_interval_seconds: float = Field(
+        86_400.0, ge=0, description="Between collections of garbage by the worker; 0: never."
+    )
+    gc_grace_seconds: float = Field(
+        86_400.0, ge=600, description="For so long files that no row points to are kept."
+    )
+    keep_runs_days: float = Field(
+        30.0, ge=0, description="For so long logs, figures and predictions of ended jobs are kept."
+    )
+    keep_figures_days: float = Field(
+        90.0, ge=0, description="For so long figures by step stay in the log of ended jobs."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line that is logged."
     )
@@ -154,6 +166,15 @@ class Settings(BaseSettings):
             max_upload_bytes=self.max_upload_bytes,
             max_image_pixels=self.max_image_pixels,
             decoders=min(_MOST_DECODERS, available_cores()),
+        )
+
+    @cached_property
+    def retention(self) -> Retention:
+        """How long what is not needed any more is kept."""
+        return Retention(
+            grace_seconds=self.gc_grace_seconds,
+            runs_days=self.keep_runs_days,
+            figures_days=self.keep_figures_days,
         )
 
     def machine(self, code_version: str, gpus: tuple[str, ...]) -> Machine:

@@ -15,8 +15,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from jobs.backup.folder import BackupFolder, Snapshot
 from jobs.backup.restore import restore_backup
 from jobs.backup.take import Report, Source, take_backup
+from jobs.backup.unfinished import require_whole
 from jobs.backup.verify import verify_backup
 from jobs.store.database import Database
+from models_cache import faults
 from service.cli.configuration import load_settings
 from service.version import VERSION
 
@@ -51,6 +53,8 @@ def backup(
         raise typer.BadParameter("say where to: graft backup --to FOLDER")
     settings = load_settings()
     os.umask(0o077)
+    require_whole(settings.data_dir)
+    faults.arm(settings.faults, settings.data_dir / "run" / "faults")
     database = Database(settings.resolved_database_url)
     source = Source(database, settings.data_dir, VERSION)
     try:

@@ -15,6 +15,7 @@ from service.cli import (
     doctor,
     export_command,
     feedback_commands,
+    gc_command,
     processes,
     race_command,
     weights_commands,
@@ -37,6 +38,7 @@ app.command("batch")(batch_command.batch)
 app.command("export")(export_command.export)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("gc")(gc_command.gc)
 app.add_typer(backup_commands.app, name="backup")
 app.command("restore")(backup_commands.restore)
 app.add_typer(feedback_commands.app, name="feedback")

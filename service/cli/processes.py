@@ -100,6 +100,7 @@ def inference() -> None:
 
 def worker() -> None:
     """Run a worker process alone."""
+    from jobs.collector import Collector
     from jobs.executors.local import LocalExecutor
     from jobs.gpus import visible_gpus
     from jobs.presence import Presence
@@ -121,7 +122,11 @@ def worker() -> None:
         f"worker_{uuid.uuid4().hex}",
         settings.device,
     )
+    collector = Collector(
+        database, settings.data_dir, settings.retention, settings.gc_interval_seconds
+    )
     stop = _StopFlag()
+    collector.start()
     machine = settings.machine(VERSION, visible_gpus(visible_devices()))
     Worker(
         database,
@@ -131,6 +136,7 @@ def worker() -> None:
         presence,
         settings.worker_limits(len(machine.usable_gpus)),
     ).run(stop.is_set)
+    collector.stop()
     database.close()
 
 

@@ -277,7 +277,7 @@ def test_backups_take_turns_and_keep_collections_away(
 ) -> None:
     root = tmp_path / "copy"
     back_up(service, root)
-    seen = []
+    seen: list[bool] = []
 
     def look(_what: str, _done_bytes: int, _total_bytes: int) -> None:
         if not seen:
