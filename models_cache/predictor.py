@@ -43,7 +43,7 @@ from models_cache.engines import Engine, choose_engine_for
 from models_cache.errors import DeviceUnavailable, GraftError
 from models_cache.features import freeze, is_out_of_memory, normalised
 from models_cache.loaded import LoadedCache, Occupancy, Pinned
-from models_cache.novelty import Familiarity
+from models_cache.novelty import Familiarity, packed
 from models_cache.served_models import (
     BackboneKey,
     LoadedBackbone,
@@ -247,7 +247,7 @@ class Predictor:
             check_golden(outputs_of, artifact, self._blobs)
         familiarity = None
         if FAMILIARITY_FILE in artifact.files:
-            familiarity = Familiarity.of(read_familiarity(self._blobs, artifact))
+            familiarity = packed(Familiarity.of(read_familiarity(self._blobs, artifact)))
         return LoadedHead(artifact, key, weight, bias, familiarity)
 
     def _load_backbone(self, key: BackboneKey) -> LoadedBackbone:

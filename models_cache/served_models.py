@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models_cache.artifacts import Artifact
 from models_cache.engines import Engine
-from models_cache.novelty import Familiarity
+from models_cache.novelty import Familiarity, PackedFamiliarity
 from models_cache.preprocessing import Preprocessing
 
 #: One image as a model wants it, `[crop, crop, 3]`, 0 to 255; float32 if a client preprocessed it.
@@ -56,7 +56,7 @@ class LoadedHead:
     backbone_key: BackboneKey
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
-    familiarity: Familiarity | None
+    familiarity: Familiarity | PackedFamiliarity | None
 
     @property
     def temperature(self) -> float:

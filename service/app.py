@@ -83,12 +83,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     problems.install(app)
     for router in (
+        predict.router,  # first: routes are tried in their order
         datasets.router,
         backbones.router,
         jobs.router,
         models.router,
         exports.router,
-        predict.router,
         features.router,
         feedback.router,
         open_inference.router,

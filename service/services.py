@@ -50,7 +50,7 @@ class Services:
     metrics: ServiceMetrics
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # not `def`: that is run in a thread
     services = request.app.state.services
     assert isinstance(services, Services)
     return services

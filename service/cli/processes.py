@@ -66,6 +66,7 @@ def api() -> None:
         port=settings.port,
         http="h11",  # bounds headers and refuses two Host headers, unlike httptools
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        loop="uvloop",
         log_config=None,
         access_log=False,
         server_header=False,
