@@ -119,7 +119,7 @@ class Gate:
     def _wait(self, job: Job, sentence: str, now: float) -> None:
         if job.id != self._waiting:
             self._waiting, self._waiting_since = job.id, now
-            with self._database.write() as connection:
+            with self._database.write("gate") as connection:
                 leases.wait_for_memory(connection, job.id, sentence)
         self._next_look = now + _LOOK_SECONDS
 

@@ -55,7 +55,7 @@ def finish(
         blobs.verify(last["file"]["sha256"])
     promotion = last.get("promotion")
     faults.reach("publish.before_tx")
-    with database.write() as connection:
+    with database.write("publish") as connection:
         if promotion is not None:
             result = conclude(connection, job, prepared, promotion)
         elif prepared is not None:
@@ -83,8 +83,6 @@ def finish(
             report_sha256=report_sha256,
         )
         engine_builds.queue(connection, last.get("next_engine"), job.project)
-        faults.reach("publish.in_tx")
-    faults.reach("publish.after_commit")
 
 
 def offer(
@@ -109,14 +107,12 @@ def offer(
     """
     prepared = _prepare_version(blobs, job, candidate)
     faults.reach("candidate.before_tx")
-    with database.write() as connection:
+    with database.write("candidate") as connection:
         if jobs.get(connection, job.id, job.project).result is None:
             result = first_result(_publish_version(connection, job, prepared))
             changes = {"result": result, "metrics": candidate["metrics"]}
             rows = [("candidate", result), ("metrics", {"candidate": candidate["metrics"]})]
             leases.record(connection, lease, changes, rows)
-        faults.reach("candidate.in_tx")
-    faults.reach("candidate.after_commit")
 
 
 def _prepare_version(blobs: BlobStore, job: Job, last: dict[str, Any]) -> models.NewVersion:

@@ -23,6 +23,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 
+from models_cache import faults
+
 try:
     from pysqlite3 import dbapi2 as sqlite_library
 except ImportError:  # only built for Linux; elsewhere the journal mode below makes up for it
@@ -55,11 +57,15 @@ class Database:
         self._watching = threading.Lock()
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, point: str = "write") -> Iterator[Connection]:
         """Yield a connection in a transaction that may write; commits unless an error leaves.
 
         Writers take turns on both databases (`BEGIN IMMEDIATE`, an advisory lock): what one reads
         is still true when it writes. They are short, and no I/O happens inside.
+
+        Args:
+            point: Prefix of the fault points `<point>.in_tx` (before the commit) and
+                `<point>.after_commit`.
         """
         with self._engine.connect() as connection:
             writing = connection.execution_options(graft_begin="IMMEDIATE")
@@ -69,6 +75,8 @@ class Database:
                 if not self.is_sqlite:
                     writing.execute(text(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})"))
                 yield writing
+                faults.reach(f"{point}.in_tx")
+        faults.reach(f"{point}.after_commit")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -107,7 +115,9 @@ class Database:
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self._migration_lock(), self._engine.connect() as connection:
             config.attributes["connection"] = connection
+            faults.reach("migration.before")
             command.upgrade(config, "head")
+            faults.reach("migration.after")
 
     def is_migrated(self) -> bool:
         """Tell whether the tables are of the version this code needs."""

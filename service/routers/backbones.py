@@ -83,7 +83,7 @@ def download(
     architecture = backbone.architecture
     services.catalogue.candidates(architecture, body.weights)
     spec = {"architecture": architecture, "weights": body.weights}
-    with services.database.write() as connection:
+    with services.database.write("download") as connection:
         waiting = jobs.unfinished_of_type(connection, "download")
         if all(job.spec != spec for job in waiting):
             jobs.accept(connection, jobs.NewJob(id=new_id("job"), type="download", spec=spec))

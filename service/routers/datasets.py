@@ -194,7 +194,7 @@ def get_thumbnail(services: ServicesDep, dataset: DatasetDep, image_id: IdPath) 
 @router.delete("/{dataset_id}", status_code=204)
 def delete_dataset(services: ServicesDep, dataset: DatasetDep) -> Response:
     """Delete a data set that no job works on; published models stay."""
-    with services.database.write() as connection:
+    with services.database.write("dataset_delete") as connection:
         using = jobs.unfinished_using(connection, dataset.id)
         using += datasets.versions_in_the_making(connection, dataset.id)
         if using:
@@ -251,7 +251,7 @@ def store(
                 return datasets.get(connection, known)
     quick_check(upload.path, services.settings.ingest_limits)
     archive = services.blobs.put_file(upload.path, upload.sha256)
-    with services.database.write() as connection:
+    with services.database.write("upload") as connection:
         dataset_id = idempotency.once(
             connection, idempotency_key, fingerprint, lambda: _insert(connection, target, archive)
         )

@@ -33,7 +33,7 @@ def create_export(
 ) -> ExportBody:
     """Export a version as ONNX or a `torch.export` archive; repeated, return what there is."""
     fingerprint = sha256_of_bytes(canonical_json(["exports", name, version, body.format]))
-    with services.database.write() as connection:
+    with services.database.write("export") as connection:
         found = models.version(connection, name, version)
         job_id = idempotency.once(
             connection,

@@ -143,7 +143,7 @@ def retry_job(
         raise IllegalTransition(job.id, f"an internal {job.type}", "retry")
     if job.status not in TERMINAL:
         raise JobNotEnded(job.id, job.status.value)
-    with services.database.write() as connection:
+    with services.database.write("retry") as connection:
         again = jobs.find_retry(connection, job.id)
         if again is None:
             again = _accept_retry(connection, job, body.reproduce)
@@ -156,7 +156,7 @@ def retry_job(
 @router.delete("/{job_id}", status_code=204)
 def delete_job(services: ServicesDep, job_id: IdPath) -> Response:
     """Delete an ended job and its log; a model it published stays, an export goes."""
-    with services.database.write() as connection:
+    with services.database.write("job_delete") as connection:
         jobs.remove(connection, job_id)
     remove_run_folders(services, [job_id])
     return Response(status_code=204)
@@ -221,7 +221,7 @@ def accept(services: Services, body: JobRequest, idempotency_key: str | None) ->
         durable.canonical_json(["jobs", body.model_dump(mode="json")])
     )
     spec = _checked_spec(services, body)
-    with services.database.write() as connection:
+    with services.database.write("submit") as connection:
         job_id = idempotency.once(
             connection, idempotency_key, fingerprint, lambda: _insert(connection, body, spec)
         )
@@ -295,7 +295,7 @@ def ask(services: Services, job: Job, event: JobEvent) -> Job:
         JobNotFound: It was deleted meanwhile.
         IllegalTransition: It cannot do that in its state.
     """
-    with services.database.write() as connection:
+    with services.database.write(event.value) as connection:
         current = jobs.get(connection, job.id)
         if current.status in _DONE[event]:
             return current
