@@ -18,7 +18,6 @@ from jobs.states import JobEvent
 from jobs.store import datasets, jobs, leases, models
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
-from models_cache import faults
 from models_cache.artifacts import verify_artifact
 from models_cache.blobs import BlobStore
 
@@ -54,7 +53,6 @@ def finish(
     if job.type == exports.TYPE:
         blobs.verify(last["file"]["sha256"])
     promotion = last.get("promotion")
-    faults.reach("publish.before_tx")
     with database.write("publish") as connection:
         if promotion is not None:
             result = conclude(connection, job, prepared, promotion)
@@ -106,7 +104,6 @@ def offer(
         ArtifactMalformed: The artifact does not hold what it should.
     """
     prepared = _prepare_version(blobs, job, candidate)
-    faults.reach("candidate.before_tx")
     with database.write("candidate") as connection:
         if jobs.get(connection, job.id, job.project).result is None:
             result = first_result(_publish_version(connection, job, prepared))

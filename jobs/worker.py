@@ -39,7 +39,7 @@ from jobs.store.jobs import Job, Lease
 from jobs.worker_limits import WorkerLimits
 from models_cache import faults
 from models_cache.blobs import BlobStore
-from models_cache.errors import GraftError, to_wire
+from models_cache.errors import GraftError, InsufficientStorage, to_wire
 
 log = logging.getLogger(__name__)
 
@@ -185,15 +185,15 @@ class Worker:
             folder = self._machine.attempt_folder(job)
             kind = CHILD_KINDS[job.type]
             handle = self._executor.start(AttemptSpec(kind, spec_path, folder))
-        except GraftError as error:
-            self._fail(job, lease, error)
-            return
-        except OSError:
+        except (OSError, InsufficientStorage):
             # No processes, descriptors or space at the moment: no fault of the job.
             log.exception("job %s could not be started; queued again", job.id)
             changes = {"not_before": utc_now() + _START_AGAIN_AFTER}
             with self._database.write("put_back") as connection:
                 lifecycle.move(connection, job, JobEvent.LOSE, lease=lease, changes=changes)
+            return
+        except GraftError as error:
+            self._fail(job, lease, error)
             return
         figures = MetricsFiles(machine.run_folder(job.id), job.attempt)
         self._attempts.append(Attempt(job, slot, place, lease, handle, folder, figures, need))

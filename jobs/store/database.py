@@ -64,9 +64,9 @@ class Database:
         is still true when it writes. They are short, and no I/O happens inside.
 
         Args:
-            point: Prefix of the fault points `<point>.in_tx` (before the commit) and
-                `<point>.after_commit`.
+            point: Prefix of the fault points `<point>.before_tx|in_tx|after_commit`.
         """
+        faults.reach(f"{point}.before_tx")
         with self._engine.connect() as connection:
             writing = connection.execution_options(graft_begin="IMMEDIATE")
             if not self.is_sqlite:

@@ -10,11 +10,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("jobs", "models_cache", "service")
 
 #: What `Database.write(point)` and `durable.writing(point=...)` reach, by what takes the name.
-OF_A_TRANSACTION = ("in_tx", "after_commit")
+OF_A_TRANSACTION = ("before_tx", "in_tx", "after_commit")
 OF_A_FILE = ("before_fsync", "before_rename", "after_rename")
 
 #: Names that the code puts together, and what they can be.
-_PUT_TOGETHER = {"event.value": ("cancel", "pause", "resume")}
+_PUT_TOGETHER = {
+    "event.value": ("cancel", "pause", "resume"),
+    "FAULT_POINT": ("decoder.image",),
+}
 _DEFAULT_NAMES = frozenset({"file", "write"})  # of what nobody has named
 _FILE_WRITERS = frozenset({"writing", "write_bytes", "_store"})
 
@@ -62,6 +65,10 @@ def _literals(node: ast.expr) -> Iterator[str]:
         start = str(node.values[0].value)
         if ":" in start:
             yield start.partition(":")[0]
+    elif isinstance(node, ast.JoinedStr):
+        (first, *_) = node.values
+        assert isinstance(first, ast.FormattedValue)
+        yield from _PUT_TOGETHER.get(ast.unparse(first.value), ())
     elif isinstance(node, ast.IfExp):
         yield from _literals(node.body)
         yield from _literals(node.orelse)

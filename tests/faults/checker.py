@@ -34,7 +34,11 @@ class Violation:
 
 
 def violations(
-    history: Sequence[Operation], final: FinalState, *, swept: bool = True
+    history: Sequence[Operation],
+    final: FinalState,
+    *,
+    swept: bool = True,
+    unworked: bool = False,
 ) -> list[Violation]:
     """Return every broken promise.
 
@@ -42,11 +46,13 @@ def violations(
         history: What clients asked for and were told.
         final: What is on disk, after the system came to rest and ended.
         swept: Temporary files of killed writers have been swept, so that none may be left.
+        unworked: No worker ran, so that what waits for one is at rest.
     """
     found = [
         *_lost(history, final),
         *_doubled(history, final),
         *_jobs(final),
+        *(() if unworked else _stuck(final)),
         *_published(final),
         *(Violation("leaked", f"process {process}") for process in final.processes),
     ]
@@ -114,10 +120,14 @@ def _jobs(final: FinalState) -> Iterator[Violation]:
         yield Violation("fencing", "two jobs are held with one token")
     for job in final.jobs.values():
         yield from _path(job)
-        if job.status not in _AT_REST:
-            yield Violation("stuck", f"{job.id} is {job.status}")
         if job.lease_token is not None and job.status not in {s.value for s in HELD}:
             yield Violation("leaked", f"the lease of {job.id}, which is {job.status}")
+
+
+def _stuck(final: FinalState) -> Iterator[Violation]:
+    for job in final.jobs.values():
+        if job.status not in _AT_REST:
+            yield Violation("stuck", f"{job.id} is {job.status}")
     for dataset_id, status in final.datasets.items():
         if status not in ("ready", "rejected"):
             yield Violation("stuck", f"{dataset_id} is {status}")
