@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jobs.states import JobState
 from jobs.store.database import Database
 from tests.faults import soak
 from tests.faults.checker import violations
@@ -153,6 +154,12 @@ def test_every_job_ends_once_wherever_its_workers_are_struck(
     with capsys.disabled():
         strikes = len(every) + len(others)
         sys.stdout.write(f"\n{strikes} strikes at workers, seed {soak.SEED}\n")
+
+
+def test_a_job_longer_than_its_lease_keeps_its_worker(ground: WorkerGround) -> None:
+    job_id = ground.accept("slow")
+    ground.ended(job_id, JobState.SUCCEEDED)
+    assert ground.look(job_id).attempt == 1
 
 
 def test_a_worker_that_slept_through_its_lease_writes_nothing(
