@@ -39,6 +39,7 @@ from jobs.store.jobs import Job, Lease
 from jobs.worker_limits import WorkerLimits
 from models_cache import faults
 from models_cache.blobs import BlobStore
+from models_cache.disk_space import LowWater
 from models_cache.errors import GraftError, InsufficientStorage, to_wire
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ class Worker:
         self._machine = machine
         self._presence = presence
         self._limits = limits
-        self._gate = Gate(database, machine, limits.memory_patience_seconds)
+        space = LowWater(machine.data_folder, limits.low_water_bytes)
+        self._gate = Gate(database, machine, space, limits.memory_patience_seconds)
         self._attempts: list[Attempt] = []
         self._next_beat = 0.0
         self._next_sweep = 0.0
@@ -126,6 +128,7 @@ class Worker:
                 self._renew(attempt)
             except LeaseLost:
                 self._abandon(attempt)
+        self._database.restore_ballast()
         silent_after = timedelta(seconds=self._limits.lease_seconds)
         for job_id in self._presence.recover_jobs(silent_after):
             log.warning("job %s was held by a worker that is gone; queued again", job_id)

@@ -23,6 +23,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 
+from jobs.store.ballast import Ballast
 from models_cache import faults
 
 try:
@@ -47,9 +48,11 @@ class Database:
 
     Args:
         url: `sqlite:///<absolute path>` or `postgresql+psycopg://...`.
+        ballast: Given up when the disk is full.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, ballast: Ballast | None = None) -> None:
+        self._ballast = ballast
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._engine = _sqlite_engine(url) if self.is_sqlite else _server_engine(url)
@@ -67,6 +70,8 @@ class Database:
             point: Prefix of the fault points `<point>.before_tx|in_tx|after_commit`.
         """
         faults.reach(f"{point}.before_tx")
+        if self._ballast is not None:
+            self._ballast.give_up_if_full()
         with self._engine.connect() as connection:
             writing = connection.execution_options(graft_begin="IMMEDIATE")
             if not self.is_sqlite:
@@ -118,6 +123,11 @@ class Database:
             faults.reach("migration.before")
             command.upgrade(config, "head")
             faults.reach("migration.after")
+
+    def restore_ballast(self) -> None:
+        """Make what was given up on a full disk again, if there is room by now."""
+        if self._ballast is not None:
+            self._ballast.make()
 
     def is_migrated(self) -> bool:
         """Tell whether the tables are of the version this code needs."""

@@ -29,6 +29,7 @@ from service.errors import NothingHere
 from service.pictures import as_png
 from service.schemas import DatasetBody, Page
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     IdPath,
@@ -77,7 +78,7 @@ def dataset_of(services: ServicesDep, dataset_id: IdPath) -> Dataset:
 DatasetDep = Annotated[Dataset, Depends(dataset_of)]
 
 
-@router.post("", status_code=202, openapi_extra=_ARCHIVE_BODY)
+@router.post("", status_code=202, openapi_extra=_ARCHIVE_BODY, dependencies=[NEEDS_SPACE])
 async def create_dataset(
     request: Request,
     response: Response,
@@ -95,7 +96,12 @@ async def create_dataset(
     return await _accept(request, response, services, target, idempotency_key)
 
 
-@router.post("/{dataset_id}/versions", status_code=202, openapi_extra=_ARCHIVE_BODY)
+@router.post(
+    "/{dataset_id}/versions",
+    status_code=202,
+    openapi_extra=_ARCHIVE_BODY,
+    dependencies=[NEEDS_SPACE],
+)
 async def create_version(
     request: Request,
     response: Response,

@@ -28,6 +28,7 @@ from service.schemas import (
     Page,
 )
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     IdPath,
@@ -53,7 +54,9 @@ _BODY: dict[str, Any] = {
 }
 
 
-@router.post("/{reference}/feedback", status_code=201, openapi_extra=_BODY)
+@router.post(
+    "/{reference}/feedback", status_code=201, openapi_extra=_BODY, dependencies=[NEEDS_SPACE]
+)
 async def give_feedback(
     request: Request,
     services: ServicesDep,
@@ -112,6 +115,7 @@ def delete_feedback(services: ServicesDep, name: NamePath, feedback_id: IdPath) 
     "/{reference}/feedback/apply",
     status_code=202,
     openapi_extra=json_request(ApplyFeedbackRequest, required=False),
+    dependencies=[NEEDS_SPACE],
 )
 def apply_feedback(
     response: Response,

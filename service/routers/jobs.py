@@ -37,6 +37,7 @@ from service.race_schemas import race_spec
 from service.recipe_schemas import check_parameters
 from service.schemas import EventBody, FileBody, JobBody, JobRequest, Page, RetryRequest
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     IdPath,
@@ -70,7 +71,9 @@ def job_of(services: ServicesDep, job_id: IdPath) -> Job:
 JobDep = Annotated[Job, Depends(job_of)]
 
 
-@router.post("", status_code=202, openapi_extra=json_request(JobRequest))
+@router.post(
+    "", status_code=202, openapi_extra=json_request(JobRequest), dependencies=[NEEDS_SPACE]
+)
 async def create_job(
     response: Response,
     services: ServicesDep,
@@ -131,6 +134,7 @@ def resume_job(services: ServicesDep, job: JobDep) -> JobBody:
     "/{job_id}/retry",
     status_code=202,
     openapi_extra=json_request(RetryRequest, required=False),
+    dependencies=[NEEDS_SPACE],
 )
 def retry_job(
     services: ServicesDep,

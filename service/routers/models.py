@@ -33,6 +33,7 @@ from service.schemas import (
     VersionBody,
 )
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     Limit,
@@ -103,7 +104,7 @@ def list_versions(services: ServicesDep, name: NamePath) -> Page[VersionBody]:
     return Page(data=data, has_more=False, next=None)
 
 
-@router.post("/{name}/versions", status_code=201)
+@router.post("/{name}/versions", status_code=201, dependencies=[NEEDS_SPACE])
 async def import_version(
     request: Request,
     response: Response,

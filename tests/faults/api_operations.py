@@ -26,12 +26,14 @@ class ApiGround:
 
     Args:
         data_folder: State of the api.
+        beside: A folder for files that clients have.
         client: Records and repeats.
         database: The api's.
         turn: Counts operations, so that none meets what another left.
     """
 
     data_folder: Path
+    beside: Path
     client: PatientClient
     database: Database
     turn: int = 0
@@ -48,7 +50,7 @@ class ApiGround:
 
     def archive(self, key: str) -> Path:
         """Write an archive whose bytes no other upload has."""
-        path = self.data_folder.with_name(f"{key}.zip")
+        path = self.beside / f"{key}.zip"
         return images.write_zip(path, images.class_folders(per_class=2, first_seed=7 * self.turn))
 
     def dataset(self) -> str:

@@ -36,7 +36,7 @@ def main(spec_path: Path) -> None:
     """Do what the job's name says."""
     signal.signal(signal.SIGTERM, _stop)
     spec = json.loads(spec_path.read_text())
-    what = spec["job_id"].split("_")[1]
+    what = spec["job_id"].split("_")[1]  # the id of a job of a real api is that of a quick one
     progress = ProgressWriter(Path(spec["attempt_folder"]) / FILE_NAME)
     progress.phase(f"attempt-{spec['attempt']}")
     if what == "crash":
@@ -46,7 +46,7 @@ def main(spec_path: Path) -> None:
     if what == "fail":
         progress.error(Diverged(1, "nan"))
         return
-    ends_at = time.monotonic() + {"quick": 0.0, "slow": _SLOW_SECONDS}.get(what, 3600.0)
+    ends_at = time.monotonic() + {"long": 3600.0, "slow": _SLOW_SECONDS}.get(what, 0.0)
     step = 0
     while True:
         step += 1

@@ -188,6 +188,13 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "no-ballast",
+        "jobs/store/database.py",
+        "            self._ballast.give_up_if_full()\n",
+        "            pass\n",
+        ("tests/faults/test_disk_full.py::test_sqlite_deletes_on_a_full_disk_only_with_ballast",),
+    ),
+    Mutant(
         "children-outlive-their-worker",
         "jobs/processes.py",
         "if libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0) != 0:",

@@ -11,19 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from jobs.store.database import Database
-from service.client import Graft, GraftProblem
-from service.free_port import free_port
+from service.client import GraftProblem
 from tests.faults import soak
 from tests.faults.api_operations import (
     OPERATIONS,
-    ApiGround,
     export,
     retry,
     submit,
@@ -31,9 +28,9 @@ from tests.faults.api_operations import (
 )
 from tests.faults.checker import violations
 from tests.faults.final_state import read_final_state
-from tests.faults.ground import FaultPoints, respawning, wait_for_a_stopped
-from tests.faults.history import History, PatientClient, read_history
-from tests.waiting import until
+from tests.faults.ground import wait_for_a_stopped
+from tests.faults.history import read_history
+from tests.faults.running_api import Api, running_api
 
 pytestmark = pytest.mark.slow
 
@@ -42,51 +39,10 @@ _IN_CI = 24  # of the points x other actions
 _PAUSE_SECONDS = 0.3
 
 
-@dataclass(frozen=True)
-class Api:
-    """A running api, its points, and what operations work with."""
-
-    ground: ApiGround
-    points: FaultPoints
-    session: int
-    history_path: Path
-
-
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Api]:
-    data_folder = tmp_path / "data"
-    data_folder.mkdir()
-    port = free_port("127.0.0.1")
-    environment = {
-        "GRAFT_DATA_DIR": str(data_folder),
-        "GRAFT_PORT": str(port),
-        "GRAFT_OFFLINE": "1",
-        "GRAFT_FAULTS": "*=ask",
-    }
-    database = Database(f"sqlite:///{data_folder / 'graft.db'}")
-    log_path = tmp_path / "api.log"
-    with (
-        respawning("tests.faults.api_process:run", environment=environment, log_path=log_path) as p,
-        Graft(f"http://127.0.0.1:{port}") as graft,
-    ):
-        until(lambda: _answers(graft), 60.0, what=f"an api (see {log_path})")
-        history_path = tmp_path / "history.jsonl"
-        client = PatientClient(graft, History(history_path), patience_seconds=20.0)
-        ground = ApiGround(data_folder, client, database)
-        yield Api(ground, FaultPoints(data_folder / "run" / "faults"), p.pid, history_path)
-    database.close()
-
-
-def _answers(graft: Graft) -> bool:
-    try:
-        list(graft.models())
-    except OSError:
-        return False
-    except Exception as error:
-        if type(error).__module__.startswith("httpx2"):
-            return False
-        raise
-    return True
+    with running_api(tmp_path / "data", tmp_path) as api:
+        yield api
 
 
 def _strikes() -> list[tuple[object, str, str]]:
