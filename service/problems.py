@@ -41,6 +41,7 @@ STATUS: dict[type[GraftError], int] = {
     GraftError: 500,
     cache_errors.StorageError: 500,
     cache_errors.InsufficientStorage: 507,
+    cache_errors.DiskSpaceLow: 507,
     weights_errors.WeightsError: 422,
     weights_errors.WeightsUnavailable: 503,
     cache_errors.ImageError: 422,

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.datasets.limits import IngestLimits
 from jobs.specs import Machine
+from jobs.store.ballast import Ballast
 from jobs.worker_limits import WorkerLimits
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
@@ -80,6 +81,14 @@ class Settings(BaseSettings):
     disk_cache_bytes: int = Field(
         20 << 30, ge=0, description="Bound of decoded pixels and features on disk, in bytes."
     )
+    low_water_bytes: int = Field(
+        256 << 20,
+        ge=0,
+        description="With less than so much of the disk free, nothing new is begun; in bytes.",
+    )
+    ballast_bytes: int = Field(
+        64 << 20, ge=0, description="File kept so that SQLite can write on a full disk, in bytes."
+    )
     max_upload_bytes: int = Field(
         2 << 30, ge=1024, description="Largest data set archive, in bytes."
     )
@@ -138,6 +147,12 @@ class Settings(BaseSettings):
         return self.inference_url or f"unix://{self.data_dir / 'run' / 'inference.sock'}"
 
     @cached_property
+    def ballast(self) -> Ballast:
+        """The file beside the database that is given up when the disk is full."""
+        size_bytes = 0 if self.database_url else self.ballast_bytes
+        return Ballast(self.data_dir / "ballast", size_bytes, self.low_water_bytes)
+
+    @cached_property
     def resolved_train_threads(self) -> int:
         """CPU threads of a training child."""
         return self.train_threads or available_cores()
@@ -180,6 +195,7 @@ class Settings(BaseSettings):
             stall_seconds=self.stall_seconds,
             disk_cache_bytes=self.disk_cache_bytes,
             idempotency_seconds=self.idempotency_seconds,
+            low_water_bytes=self.low_water_bytes,
         )
 
 

@@ -110,7 +110,7 @@ def worker() -> None:
     settings = load_settings()
     _prepare(settings)
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.resolved_database_url, settings.ballast)
     database.migrate()
     executor = LocalExecutor(child_environment(settings))
     executor.warm()
