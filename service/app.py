@@ -123,6 +123,7 @@ def build_services(settings: Settings) -> Services:
             settings.data_dir / "weights",
             sources=settings.weights_sources,
             offline=settings.offline,
+            egress=settings.egress,
         ),
         inference=inference,
         predicting=Room(_MOST_PREDICTIONS),
