@@ -124,6 +124,7 @@ def build_services(settings: Settings) -> Services:
             settings.data_dir / "weights",
             sources=settings.weights_sources,
             offline=settings.offline,
+            egress=settings.egress,
         ),
         inference=inference,
         low_water=LowWater(settings.data_dir, settings.low_water_bytes),

@@ -25,8 +25,8 @@ from jobs import errors as jobs_errors
 from jobs import feedback_errors
 from jobs.datasets import errors as dataset_errors
 from jobs.exports import errors as exports_errors
+from models_cache import egress_errors, export_errors, weights_errors
 from models_cache import errors as cache_errors
-from models_cache import export_errors, weights_errors
 from models_cache.asgi import ClientGone
 from models_cache.errors import GraftError
 from service import errors as request_errors
@@ -44,6 +44,8 @@ STATUS: dict[type[GraftError], int] = {
     cache_errors.DiskSpaceLow: 507,
     weights_errors.WeightsError: 422,
     weights_errors.WeightsUnavailable: 503,
+    egress_errors.EgressError: 422,
+    egress_errors.EgressFailed: 503,
     cache_errors.ImageError: 422,
     cache_errors.ArtifactError: 422,
     export_errors.ExportError: 422,

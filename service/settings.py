@@ -19,6 +19,7 @@ from jobs.datasets.limits import IngestLimits
 from jobs.specs import Machine
 from jobs.store.ballast import Ballast
 from jobs.worker_limits import WorkerLimits
+from models_cache.egress_policy import EgressPolicy
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -56,6 +57,21 @@ class Settings(BaseSettings):
     )
     weights_catalog: CommaSeparated = Field((), description="JSON files that add weights.")
     offline: bool = Field(False, description="Never open a connection for weights.")
+    egress_allow: CommaSeparated = Field(
+        (), description="Networks and hosts that requests may lead to beside public addresses."
+    )
+    egress_proxy: str = Field(
+        "", pattern=r"^(https?://.+)?$", description="Forward proxy of every outgoing request."
+    )
+    webhook_timeout_seconds: float = Field(
+        15.0, gt=0, le=60, description="A webhook's receiver must have answered within."
+    )
+    webhook_retry_seconds: float = Field(
+        5.0, gt=0, le=3600, description="Until a webhook is tried again; then ever longer."
+    )
+    webhook_retention_seconds: float = Field(
+        30 * 86_400.0, ge=60, description="For so long ended deliveries of webhooks are kept."
+    )
     device: str = Field("auto", pattern=_DEVICE_PATTERN, description="auto, cpu, cuda or cuda:<n>.")
     executor: Literal["local"] = Field("local", description="Where attempts run.")
     worker_slots: int = Field(
@@ -110,11 +126,17 @@ class Settings(BaseSettings):
     )
     faults: str = Field("", description="For tests: named points at which a process is to fail.")
 
-    @field_validator("weights_sources", "weights_catalog", mode="before")
+    @field_validator("weights_sources", "weights_catalog", "egress_allow", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("egress_allow")
+    @classmethod
+    def _networks_and_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        EgressPolicy.of(value)
         return value
 
     @field_validator("data_dir")
@@ -163,6 +185,11 @@ class Settings(BaseSettings):
         return self.serve_threads or available_cores()
 
     @cached_property
+    def egress(self) -> EgressPolicy:
+        """Where outgoing requests may lead."""
+        return EgressPolicy.of(self.egress_allow, self.egress_proxy)
+
+    @cached_property
     def ingest_limits(self) -> IngestLimits:
         """What an upload may hold."""
         return IngestLimits(
@@ -178,6 +205,7 @@ class Settings(BaseSettings):
             weights_sources=self.weights_sources,
             weights_catalogues=self.weights_catalog,
             offline=self.offline,
+            egress=self.egress,
             device=self.device,
             gpus=gpus,
             train_threads=self.resolved_train_threads,
