@@ -88,6 +88,7 @@ STATUS: dict[type[GraftError], int] = {
     request_errors.NotReady: 503,
     request_errors.DatabaseUnavailable: 503,
     request_errors.ModelUnavailable: 503,
+    request_errors.TooManyUploads: 503,
 }
 
 GONE_STATUS = 499  # as nginx calls a client that hung up

@@ -20,6 +20,7 @@ from jobs.specs import Machine
 from jobs.store.ballast import Ballast
 from jobs.worker_limits import WorkerLimits
 from models_cache.egress_policy import EgressPolicy
+from service.connection_limits import ConnectionLimits
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -109,6 +110,21 @@ class Settings(BaseSettings):
         2 << 30, ge=1024, description="Largest data set archive, in bytes."
     )
     max_image_pixels: int = Field(40_000_000, ge=1024, description="Largest image, in pixels.")
+    max_connections: int = Field(
+        1000, ge=16, le=65_536, description="Most connections at once; fewer where files are few."
+    )
+    max_uploads: int = Field(
+        128, ge=1, le=65_536, description="Most requests at once whose bodies are still arriving."
+    )
+    head_seconds: float = Field(
+        15.0, gt=0, le=3600, description="In which the head of a request has to be there."
+    )
+    slow_seconds: float = Field(
+        30.0, gt=0, le=3600, description="For so long a client may be slower than the least rate."
+    )
+    min_bytes_per_second: int = Field(
+        1024, ge=1, le=1 << 30, description="Least rate of a body, and of reading an answer."
+    )
     idempotency_seconds: float = Field(
         86_400.0, ge=1, description="For so long a request with the same key is made only once."
     )
@@ -188,6 +204,17 @@ class Settings(BaseSettings):
     def egress(self) -> EgressPolicy:
         """Where outgoing requests may lead."""
         return EgressPolicy.of(self.egress_allow, self.egress_proxy)
+
+    @cached_property
+    def connection_limits(self) -> ConnectionLimits:
+        """What clients may hold open, files permitting."""
+        return ConnectionLimits(
+            connections=self.max_connections,
+            uploads=self.max_uploads,
+            head_seconds=self.head_seconds,
+            grace_seconds=self.slow_seconds,
+            min_bytes_per_second=self.min_bytes_per_second,
+        )
 
     @cached_property
     def ingest_limits(self) -> IngestLimits:
