@@ -17,6 +17,7 @@ from jobs.store.database import Database
 from models_cache import faults
 from models_cache.blobs import BlobStore
 from models_cache.catalogue import Catalogue
+from models_cache.disk_space import LowWater
 from models_cache.neighbours import NeighbourStore
 from models_cache.room import Room
 from models_cache.weights import WeightsVault
@@ -83,12 +84,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     problems.install(app)
     for router in (
+        predict.router,  # first: routes are tried in their order
         datasets.router,
         backbones.router,
         jobs.router,
         models.router,
         exports.router,
-        predict.router,
         features.router,
         feedback.router,
         open_inference.router,
@@ -108,7 +109,7 @@ def build_services(settings: Settings) -> Services:
     """Build what handlers work with; migrates the database."""
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.resolved_database_url, settings.ballast)
     database.migrate()
     catalogues = [Path(path) for path in settings.weights_catalog]
     blobs = BlobStore(settings.data_dir / "blobs")
@@ -123,8 +124,10 @@ def build_services(settings: Settings) -> Services:
             settings.data_dir / "weights",
             sources=settings.weights_sources,
             offline=settings.offline,
+            egress=settings.egress,
         ),
         inference=inference,
+        low_water=LowWater(settings.data_dir, settings.low_water_bytes),
         predicting=Room(_MOST_PREDICTIONS),
         indexer=Indexer(
             blobs, NeighbourStore(settings.data_dir / "cache" / "neighbours"), inference

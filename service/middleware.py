@@ -13,6 +13,7 @@ from typing import Any
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
 
+from service.errors import TooManyUploads
 from service.problems import GONE_STATUS, error_answer
 
 log = logging.getLogger("graft.access")
@@ -74,6 +75,42 @@ class RequestLog:
             path = ascii(scope["path"][:200])[1:-1]
             log.info("%s %s %d %.1fms %s", scope["method"], path, status, seconds * 1e3, request_id)
             self._observe(scope, status, seconds)
+
+
+class UploadLimit:
+    """Bounds how many requests are sending their bodies at once: each holds a file open.
+
+    Args:
+        app: What handles requests.
+        most: How many; the next one gets `TooManyUploads` from its first `receive`.
+    """
+
+    def __init__(self, app: Application, most: int) -> None:
+        self._app = app
+        self._most = most
+        self._arriving = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_counted = False
+
+        async def receiving() -> Message:
+            nonlocal is_counted
+            message = await receive()
+            is_arriving = message.get("more_body", False)
+            if is_arriving and not is_counted and self._arriving >= self._most:
+                raise TooManyUploads(self._most)
+            self._arriving += is_arriving - is_counted
+            is_counted = is_arriving
+            return message
+
+        try:
+            await self._app(scope, receiving, send)
+        finally:
+            self._arriving -= is_counted
 
 
 class BrowserGuard:

@@ -26,8 +26,8 @@ from jobs import feedback_errors
 from jobs.backup import errors as backup_errors
 from jobs.datasets import errors as dataset_errors
 from jobs.exports import errors as exports_errors
+from models_cache import egress_errors, export_errors, weights_errors
 from models_cache import errors as cache_errors
-from models_cache import export_errors, weights_errors
 from models_cache.asgi import ClientGone
 from models_cache.errors import GraftError
 from service import errors as request_errors
@@ -42,8 +42,11 @@ STATUS: dict[type[GraftError], int] = {
     GraftError: 500,
     cache_errors.StorageError: 500,
     cache_errors.InsufficientStorage: 507,
+    cache_errors.DiskSpaceLow: 507,
     weights_errors.WeightsError: 422,
     weights_errors.WeightsUnavailable: 503,
+    egress_errors.EgressError: 422,
+    egress_errors.EgressFailed: 503,
     cache_errors.ImageError: 422,
     cache_errors.ArtifactError: 422,
     export_errors.ExportError: 422,
@@ -87,6 +90,7 @@ STATUS: dict[type[GraftError], int] = {
     request_errors.NotReady: 503,
     request_errors.DatabaseUnavailable: 503,
     request_errors.ModelUnavailable: 503,
+    request_errors.TooManyUploads: 503,
 }
 
 GONE_STATUS = 499  # as nginx calls a client that hung up

@@ -23,6 +23,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 
+from jobs.store.ballast import Ballast
+from models_cache import faults
+
 try:
     from pysqlite3 import dbapi2 as sqlite_library
 except ImportError:  # only built for Linux; elsewhere the journal mode below makes up for it
@@ -50,9 +53,11 @@ class Database:
 
     Args:
         url: `sqlite:///<absolute path>` or `postgresql+psycopg://...`.
+        ballast: Given up when the disk is full.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, ballast: Ballast | None = None) -> None:
+        self._ballast = ballast
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._engine = _sqlite_engine(url) if self.is_sqlite else _server_engine(url)
@@ -60,12 +65,18 @@ class Database:
         self._watching = threading.Lock()
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, point: str = "write") -> Iterator[Connection]:
         """Yield a connection in a transaction that may write; commits unless an error leaves.
 
         Writers take turns on both databases (`BEGIN IMMEDIATE`, an advisory lock): what one reads
         is still true when it writes. They are short, and no I/O happens inside.
+
+        Args:
+            point: Prefix of the fault points `<point>.before_tx|in_tx|after_commit`.
         """
+        faults.reach(f"{point}.before_tx")
+        if self._ballast is not None:
+            self._ballast.give_up_if_full()
         with self._engine.connect() as connection:
             writing = connection.execution_options(graft_begin="IMMEDIATE")
             if not self.is_sqlite:
@@ -74,6 +85,8 @@ class Database:
                 if not self.is_sqlite:
                     writing.execute(text(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})"))
                 yield writing
+                faults.reach(f"{point}.in_tx")
+        faults.reach(f"{point}.after_commit")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -116,7 +129,14 @@ class Database:
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self._migration_lock(), self._engine.connect() as connection:
             config.attributes["connection"] = connection
+            faults.reach("migration.before")
             command.upgrade(config, revision)
+            faults.reach("migration.after")
+
+    def restore_ballast(self) -> None:
+        """Make what was given up on a full disk again, if there is room by now."""
+        if self._ballast is not None:
+            self._ballast.make()
 
     def is_migrated(self) -> bool:
         """Tell whether the tables are of the version this code needs."""

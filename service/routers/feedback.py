@@ -28,6 +28,7 @@ from service.schemas import (
     Page,
 )
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     IdPath,
@@ -53,7 +54,9 @@ _BODY: dict[str, Any] = {
 }
 
 
-@router.post("/{reference}/feedback", status_code=201, openapi_extra=_BODY)
+@router.post(
+    "/{reference}/feedback", status_code=201, openapi_extra=_BODY, dependencies=[NEEDS_SPACE]
+)
 async def give_feedback(
     request: Request,
     services: ServicesDep,
@@ -103,7 +106,7 @@ def list_feedback(
 @router.delete("/{name}/feedback/{feedback_id}", status_code=204)
 def delete_feedback(services: ServicesDep, name: NamePath, feedback_id: IdPath) -> Response:
     """Delete feedback that no version of a data set has yet."""
-    with services.database.write() as connection:
+    with services.database.write("feedback_delete") as connection:
         feedback.remove(connection, feedback_id, name)
     return Response(status_code=204)
 
@@ -112,6 +115,7 @@ def delete_feedback(services: ServicesDep, name: NamePath, feedback_id: IdPath) 
     "/{reference}/feedback/apply",
     status_code=202,
     openapi_extra=json_request(ApplyFeedbackRequest, required=False),
+    dependencies=[NEEDS_SPACE],
 )
 def apply_feedback(
     response: Response,
@@ -191,7 +195,7 @@ def _keep(
             predicted=predicted,
         )
         new.append(item)
-    with services.database.write() as connection:
+    with services.database.write("feedback") as connection:
         models.get(connection, version.name)  # it may have been deleted meanwhile
         feedback.add(connection, new)
         return [feedback.get(connection, item.id) for item in new]
@@ -221,7 +225,7 @@ def _apply(
         applying.accept(connection, version, items, archive, ids)
         return f"{ids[0]} {ids[2] or '-'} {len(items)}"
 
-    with services.database.write() as connection:
+    with services.database.write("apply_feedback") as connection:
         return idempotency.once(connection, *request, insert)
 
 

@@ -33,6 +33,7 @@ from service.schemas import (
     VersionBody,
 )
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     Limit,
@@ -83,7 +84,7 @@ def delete_model(
     accept: Annotated[str, Header(description="With `application/json` the answer is 200.")] = "",
 ) -> Response:
     """Delete a model with its exports; requests under way are answered, later ones find nothing."""
-    with services.database.write() as connection:
+    with services.database.write("model_delete") as connection:
         found = models.versions(connection, name)
         models.remove(connection, name)
         exported = _remove_exports(connection, found)
@@ -103,7 +104,7 @@ def list_versions(services: ServicesDep, name: NamePath) -> Page[VersionBody]:
     return Page(data=data, has_more=False, next=None)
 
 
-@router.post("/{name}/versions", status_code=201)
+@router.post("/{name}/versions", status_code=201, dependencies=[NEEDS_SPACE])
 async def import_version(
     request: Request,
     response: Response,
@@ -133,7 +134,7 @@ def get_version(services: ServicesDep, name: NamePath, version: VersionPath) -> 
 @router.delete("/{name}/versions/{version}", status_code=204)
 def delete_version(services: ServicesDep, name: NamePath, version: VersionPath) -> Response:
     """Delete a version that no alias points to, and its exports; its number is not used again."""
-    with services.database.write() as connection:
+    with services.database.write("version_delete") as connection:
         found = models.version(connection, name, version)
         models.remove_version(connection, name, version)
         exported = _remove_exports(connection, [found])
@@ -200,7 +201,7 @@ def put_alias(
     body: Annotated[AliasRequest, json_body(AliasRequest)],
 ) -> AliasBody:
     """Point an alias to a version: promotion and rollback; `if_current` makes it a swap."""
-    with services.database.write() as connection:
+    with services.database.write("alias_put") as connection:
         models.set_alias(connection, name, alias, body.version, if_current=body.if_current)
     return AliasBody(model=name, alias=alias, version=body.version)
 
@@ -208,7 +209,7 @@ def put_alias(
 @router.delete("/{name}/aliases/{alias}", status_code=204)
 def delete_alias(services: ServicesDep, name: NamePath, alias: AliasPath) -> Response:
     """Remove an alias; the version it points to stays. `default` and `latest` cannot go."""
-    with services.database.write() as connection:
+    with services.database.write("alias_delete") as connection:
         models.remove_alias(connection, name, alias)
     return Response(status_code=204)
 
@@ -262,7 +263,7 @@ def _publish(
         metrics=dict(facts.metrics),
         evaluation_sha256=None if evaluation is None else evaluation.sha256,
     )
-    with services.database.write() as connection:
+    with services.database.write("import") as connection:
         made = idempotency.once(
             connection, idempotency_key, fingerprint, lambda: _insert(connection, new)
         )

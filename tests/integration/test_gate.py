@@ -20,6 +20,7 @@ from jobs.states import JobEvent
 from jobs.store import events, jobs, leases
 from jobs.store.database import Database
 from jobs.store.jobs import Job, Lease, NewJob
+from models_cache.disk_space import LowWater
 
 _GIB = 1 << 30
 PLENTY = Memory(64 * _GIB, 60 * _GIB)
@@ -44,7 +45,14 @@ class Room:
         self, database: Database, folder: Path, gpus: tuple[str, ...] = (), patience: float = 60.0
     ) -> Gate:
         machine = Machine(data_folder=folder, gpus=gpus)
-        return Gate(database, machine, patience, lambda: self.host, lambda _name: self.gpu)
+        return Gate(
+            database,
+            machine,
+            LowWater(folder, 0),
+            patience,
+            lambda: self.host,
+            lambda _name: self.gpu,
+        )
 
 
 def queue(database: Database, job_id: str, **parameters: Any) -> Job:  # noqa: ANN401

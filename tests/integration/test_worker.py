@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from models_cache.blobs import BlobStore
 from tests.integration import poison
 from tests.waiting import until
 
+_LONGEST_SECONDS = 60.0
 LIMITS = WorkerLimits(
     attempt_limit=4,
     stall_seconds=0.5,
@@ -70,12 +72,20 @@ def look(database: Database, job_id: str) -> Job:
 def work(
     database: Database, folder: Path, done: Callable[[], bool], preload: tuple[str, ...] = ()
 ) -> None:
-    """Run a worker in this thread, the main one, until `done`."""
+    """Run a worker in this thread, the main one, until `done`; fail if that takes too long."""
+    deadline = time.monotonic() + _LONGEST_SECONDS
+
+    def done_in_time() -> bool:
+        return done() or time.monotonic() > deadline
+
     target = "tests.integration.poison:run"
     executor = LocalExecutor(dict(os.environ), target=target, preload=preload)
     presence = Presence(database, folder / "workers", "worker_test", "cpu")
     machine = Machine(data_folder=folder)
-    Worker(database, BlobStore(folder / "blobs"), executor, machine, presence, LIMITS).run(done)
+    Worker(database, BlobStore(folder / "blobs"), executor, machine, presence, LIMITS).run(
+        done_in_time
+    )
+    assert done(), f"not within {_LONGEST_SECONDS} s"
 
 
 def test_poison_job_stops_after_three_attempts_with_its_reason(
