@@ -13,6 +13,7 @@ from typing import Any
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
 
+from jobs.keys import without_keys
 from service.problems import GONE_STATUS, error_answer
 
 log = logging.getLogger("graft.access")
@@ -71,7 +72,7 @@ class RequestLog:
             pass
         finally:
             seconds = time.perf_counter() - started
-            path = ascii(scope["path"][:200])[1:-1]
+            path = ascii(without_keys(scope["path"])[:200])[1:-1]
             log.info("%s %s %d %.1fms %s", scope["method"], path, status, seconds * 1e3, request_id)
             self._observe(scope, status, seconds)
 

@@ -21,8 +21,10 @@ from service.engine_wishes import EngineWishes
 from service.errors import ValidationFailed
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
+from service.key_ring import KeyRing
 from service.manifests import RecentManifests
 from service.metrics import ServiceMetrics
+from service.rates import Rates
 from service.settings import Settings
 from service.shadowing import Shadows
 from service.version_finder import VersionFinder
@@ -48,6 +50,9 @@ class Services:
     shadows: Shadows
     engine_wishes: EngineWishes
     metrics: ServiceMetrics
+    key_ring: KeyRing
+    rates: Rates
+    false_keys: Rates
 
 
 def _services(request: Request) -> Services:

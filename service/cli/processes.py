@@ -54,12 +54,18 @@ def api() -> None:
     """Run the api process alone."""
     import uvicorn
 
+    from service.access_errors import DoorsOpen
     from service.app import create_app
     from service.middleware import RequestLog
+    from service.supervisor import MISCONFIGURED_STATUS
 
     settings = load_settings()
     _prepare(settings)
-    application = create_app(settings)
+    try:
+        application = create_app(settings)
+    except DoorsOpen as error:
+        print(f"graft: {error}", file=sys.stderr)
+        raise typer.Exit(MISCONFIGURED_STATUS) from None
     uvicorn.run(
         RequestLog(application, application.state.services.metrics.saw_request),
         host=settings.host,
