@@ -25,6 +25,9 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("GET", "/readyz"): "nothing",
     ("GET", "/v2/health/live"): "nothing",
     ("GET", "/v2/health/ready"): "nothing",
+    ("GET", "/docs"): "nothing",
+    ("GET", "/docs/oauth2-redirect"): "nothing",
+    ("GET", "/redoc"): "nothing",
     ("GET", "/metrics"): "operator",  # it counts what all projects do
     ("POST", "/v1/models/{reference}/predict"): Scope.READ,
     ("POST", "/v1/models/{reference}/embed"): Scope.READ,

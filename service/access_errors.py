@@ -1,7 +1,8 @@
 """Errors of who may call, and how often.
 
 * AccessError                    the request was not let in
-  + Unauthenticated, ScopeTooSmall, FirstKeyMissing, RateLimited, QuotaExceeded, DoorsOpen
+  + Unauthenticated, ScopeTooSmall, FirstKeyMissing, RateLimited, QuotaExceeded, DoorsOpen,
+    AuditEntryNotFound
 """
 
 from __future__ import annotations
@@ -94,3 +95,12 @@ class DoorsOpen(AccessError):
         "checks who calls"
     )
     host: str
+
+
+@leaf
+class AuditEntryNotFound(AccessError):
+    """No such entry in the audit log, or it is gone with the oldest."""
+
+    code = "audit-entry-not-found"
+    sentence = "there is no entry {entry_id} in the audit log; begin with the newest, no `after`"
+    entry_id: str

@@ -22,6 +22,8 @@ from models_cache.room import Room
 from models_cache.weights import WeightsVault
 from service import access, problems
 from service.access_errors import DoorsOpen
+from service.audit import AuditLog
+from service.audit_trail import AuditTrail
 from service.engine_wishes import EngineWishes
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
@@ -31,6 +33,7 @@ from service.metrics import ServiceMetrics
 from service.middleware import BrowserGuard, HeadAsGet
 from service.rates import Rates
 from service.routers import (
+    audit,
     backbones,
     datasets,
     exports,
@@ -38,6 +41,7 @@ from service.routers import (
     feedback,
     hugging_face,
     jobs,
+    keys,
     models,
     open_inference,
     openai_files,
@@ -75,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
         await services.engine_wishes.close()
         await services.key_ring.close()
         await services.inference.close()
+        services.audit.close()
         services.database.close()
 
     app = FastAPIOffline(
@@ -101,12 +106,15 @@ def create_app(settings: Settings) -> FastAPI:
         openai_files.router,
         openai_uploads.router,
         openai_jobs.router,
+        keys.router,
+        audit.router,
         ops.router,
     ):
         app.include_router(router)
     access.describe(app)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BrowserGuard, local_names_only=settings.is_loopback)
+    app.add_middleware(AuditTrail, log=services.audit)
     return app
 
 
@@ -149,6 +157,7 @@ def build_services(settings: Settings) -> Services:
         key_ring=key_ring,
         rates=Rates(),
         false_keys=Rates(),
+        audit=AuditLog(settings.data_dir / "audit", settings.audit_bytes),
     )
 
 

@@ -58,12 +58,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
-                names = {name for name, _ in message["headers"]}
-                message["headers"] += [pair for pair in headers if pair[0] not in names]
+                message["headers"].append((b"x-request-id", request_id.encode()))
             await send(message)
 
         try:

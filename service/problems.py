@@ -79,6 +79,7 @@ STATUS: dict[type[GraftError], int] = {
     key_errors.ApiKeyNotFound: 404,
     access_errors.AccessError: 403,
     access_errors.Unauthenticated: 401,
+    access_errors.AuditEntryNotFound: 404,
     access_errors.RateLimited: 429,
     access_errors.QuotaExceeded: 429,
     request_errors.RequestError: 400,

@@ -17,6 +17,7 @@ from models_cache.blobs import BlobStore
 from models_cache.catalogue import Catalogue
 from models_cache.room import Room
 from models_cache.weights import WeightsVault
+from service.audit import AuditLog
 from service.engine_wishes import EngineWishes
 from service.errors import ValidationFailed
 from service.indexing import Indexer
@@ -53,6 +54,7 @@ class Services:
     key_ring: KeyRing
     rates: Rates
     false_keys: Rates
+    audit: AuditLog
 
 
 def _services(request: Request) -> Services:

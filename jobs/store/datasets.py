@@ -97,6 +97,18 @@ def get(connection: Connection, dataset_id: str, project: str) -> Dataset:
     return _dataset(row)
 
 
+def count(connection: Connection, project: str) -> int:
+    """Return how many data sets a project has, each version counted."""
+    chosen = datasets.c.project == project
+    return connection.scalar(select(func.count()).select_from(datasets).where(chosen)) or 0
+
+
+def stored_bytes(connection: Connection, project: str) -> int:
+    """Return how many bytes the archives of a project's data sets have together."""
+    chosen = datasets.c.project == project
+    return int(connection.scalar(select(func.sum(datasets.c.archive_bytes)).where(chosen)) or 0)
+
+
 def newest_of_name(connection: Connection, name: str, project: str) -> Dataset | None:
     """Return the highest version of a name, or None."""
     row = connection.execute(

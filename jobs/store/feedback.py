@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from jobs.feedback_errors import FeedbackNotFound, FeedbackUsed
 from jobs.store.database import utc_now
@@ -84,6 +95,12 @@ def pending(connection: Connection, model: str, project: str) -> list[Feedback]:
         .order_by(feedback.c.id)
     )
     return [_feedback(row) for row in rows]
+
+
+def stored_bytes(connection: Connection, project: str) -> int:
+    """Return how many bytes the images of a project's feedback have together."""
+    chosen = feedback.c.project == project
+    return int(connection.scalar(select(func.sum(feedback.c.image_bytes)).where(chosen)) or 0)
 
 
 def get(connection: Connection, feedback_id: str, project: str) -> Feedback:

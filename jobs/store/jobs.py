@@ -192,6 +192,16 @@ def queued_since(connection: Connection) -> datetime | None:
     return since
 
 
+def count_unfinished(connection: Connection, project: str) -> int:
+    """Return how many jobs that people asked for have not ended in a project."""
+    chosen = (
+        jobs.c.project == project,
+        jobs.c.type.in_(PUBLIC_TYPES),
+        jobs.c.status.not_in(TERMINAL),
+    )
+    return connection.scalar(select(func.count()).select_from(jobs).where(*chosen)) or 0
+
+
 def unfinished_using(connection: Connection, dataset_id: str) -> list[str]:
     """Return the ids of jobs that still need a dataset (its own ingest not counted)."""
     statement = select(jobs.c.id).where(

@@ -57,6 +57,7 @@ def api() -> None:
     from service.access_errors import DoorsOpen
     from service.app import create_app
     from service.middleware import RequestLog
+    from service.secure_answers import SecureAnswers
     from service.supervisor import MISCONFIGURED_STATUS
 
     settings = load_settings()
@@ -67,7 +68,7 @@ def api() -> None:
         print(f"graft: {error}", file=sys.stderr)
         raise typer.Exit(MISCONFIGURED_STATUS) from None
     uvicorn.run(
-        RequestLog(application, application.state.services.metrics.saw_request),
+        RequestLog(SecureAnswers(application), application.state.services.metrics.saw_request),
         host=settings.host,
         port=settings.port,
         http="h11",  # bounds headers and refuses two Host headers, unlike httptools

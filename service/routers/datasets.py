@@ -25,6 +25,7 @@ from jobs.store import datasets, idempotency, jobs
 from jobs.store.datasets import Dataset
 from models_cache import durable
 from models_cache.blobs import Blob
+from service import quotas
 from service.callers import Caller, CallerDep
 from service.errors import NothingHere
 from service.pictures import as_png
@@ -229,6 +230,7 @@ async def _accept(
     """Receive an archive, check it quickly, and put its rows on disk in one transaction."""
     settings = services.settings
     folder = settings.data_dir / "uploads"
+    await run_in_threadpool(require_room, services, target.caller, _declared_bytes(request))
     async with receive(request, folder, settings.max_upload_bytes) as upload:
         dataset = await run_in_threadpool(store, services, upload, target, idempotency_key)
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
@@ -266,6 +268,21 @@ def store(
         return datasets.get(connection, dataset_id, project)
 
 
+def require_room(services: Services, caller: Caller, more_bytes: int) -> None:
+    """Refuse an upload before it comes, if it is clear by then that it cannot be kept.
+
+    Raises:
+        QuotaExceeded: The project has as many data sets or bytes as it may.
+    """
+    with services.database.read() as connection:
+        quotas.require_dataset(connection, caller, more_bytes)
+
+
+def _declared_bytes(request: Request) -> int:
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() and len(declared) < 18 else 0
+
+
 def _insert(connection: Connection, target: Target, archive: Blob) -> str:
     """Insert a data set and the job that checks it, unless the newest version is the same."""
     project = target.caller.project
@@ -277,6 +294,7 @@ def _insert(connection: Connection, target: Target, archive: Blob) -> str:
             earlier = jobs.of_dataset(connection, newest.id, "ingest")
             if earlier is None or earlier.spec.get("unlabelled", False) == target.unlabelled:
                 return newest.id
+    quotas.require_dataset(connection, target.caller, archive.size_bytes)
     dataset_id = new_id("ds")
     kept = (archive.sha256, archive.size_bytes)
     datasets.add(connection, dataset_id, target.name, kept, parent=target.parent, project=project)

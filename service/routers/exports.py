@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Response
+from sqlalchemy import Connection
 from starlette.responses import FileResponse
 
 from jobs.exports import rows as exports
@@ -12,7 +13,9 @@ from jobs.exports.errors import ExportNotReady
 from jobs.states import TERMINAL, JobState
 from jobs.store import idempotency, jobs, models
 from jobs.store.jobs import Job
+from jobs.store.models import Version
 from models_cache.durable import canonical_json, sha256_of_bytes
+from service import quotas
 from service.callers import Caller, CallerDep
 from service.json_body import json_body, json_request
 from service.routers.jobs import error_of
@@ -41,7 +44,7 @@ def create_export(
             connection,
             idempotency_key,
             fingerprint,
-            lambda: exports.ask(connection, found, body.format, services.blobs.exists).id,
+            lambda: _ask(services, connection, caller, found, body.format),
             caller.project,
         )
         job = jobs.get(connection, job_id, caller.project)
@@ -83,6 +86,16 @@ def get_export_file(
         filename=f"{name}-{version}-{job.spec['format']}.zip",
         headers={"ETag": f'"{sha256}"'},
     )
+
+
+def _ask(
+    services: Services, connection: Connection, caller: Caller, version: Version, format_name: str
+) -> str:
+    known = exports.find(connection, version, format_name, services.blobs.exists)
+    if known is None:
+        quotas.require_job(connection, caller)
+        known = exports.add(connection, version, format_name)
+    return known.id
 
 
 def _export(services: Services, caller: Caller, name: str, version: int, export_id: str) -> Job:

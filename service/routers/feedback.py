@@ -16,6 +16,7 @@ from jobs.store.models import Version
 from models_cache import durable
 from models_cache.artifacts import MULTILABEL
 from models_cache.errors import from_wire
+from service import quotas
 from service.callers import Caller, CallerDep
 from service.errors import MediaTypeUnsupported, ValidationFailed
 from service.image_bodies import MAX_BODY_BYTES, decode_base64, read_images
@@ -81,7 +82,7 @@ async def give_feedback(
             pointer = "" if label is not None else f"/inputs/{index}/b64"
             raise ValidationFailed.one(pointer, error.code, str(error))
     said = [_said(item) for item in answer["predictions"]]
-    kept = await run_in_threadpool(_keep, services, version, labelled, said)
+    kept = await run_in_threadpool(_keep, services, caller, version, labelled, said)
     return Page(data=[_body(item) for item in kept], has_more=False, next=None)
 
 
@@ -193,7 +194,11 @@ def _said(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep(
-    services: Services, version: Version, labelled: list[Labelled], said: list[dict[str, Any]]
+    services: Services,
+    caller: Caller,
+    version: Version,
+    labelled: list[Labelled],
+    said: list[dict[str, Any]],
 ) -> list[Feedback]:
     new = []
     for (image, labels), predicted in zip(labelled, said, strict=True):
@@ -211,6 +216,7 @@ def _keep(
         new.append(item)
     with services.database.write() as connection:
         models.get(connection, version.name, version.project)  # it may have been deleted meanwhile
+        quotas.require_bytes(connection, caller, sum(item.image_bytes for item in new))
         feedback.add(connection, new)
         return [feedback.get(connection, item.id, item.project) for item in new]
 
@@ -240,6 +246,9 @@ def _apply(
     ids = (new_id("ds"), new_id("job"), new_id("job") if retrain else None)
 
     def insert() -> str:
+        quotas.require_dataset(connection, caller, archive.size_bytes)
+        if retrain:
+            quotas.require_job(connection, caller)
         applying.accept(connection, version, items, archive, ids)
         return f"{ids[0]} {ids[2] or '-'} {len(items)}"
 

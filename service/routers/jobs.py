@@ -29,6 +29,7 @@ from jobs.store import datasets, events, idempotency, jobs
 from jobs.store.datasets import Dataset
 from jobs.store.jobs import Job
 from models_cache import durable
+from service import quotas
 from service.batch_schemas import batch_reference, batch_spec
 from service.callers import Caller, CallerDep
 from service.errors import NothingHere, ValidationFailed
@@ -144,6 +145,7 @@ def resume_job(services: ServicesDep, job: JobDep) -> JobBody:
 )
 def retry_job(
     services: ServicesDep,
+    caller: CallerDep,
     response: Response,
     job: JobDep,
     body: Annotated[RetryRequest, json_body(RetryRequest, default=True)],
@@ -156,6 +158,7 @@ def retry_job(
     with services.database.write() as connection:
         again = jobs.find_retry(connection, job.id)
         if again is None:
+            quotas.require_job(connection, caller)
             again = _accept_retry(connection, job, body.reproduce)
         elif ("reproduce" in again.spec) != body.reproduce:
             raise RetryExists(job.id, again.id, "on" if "reproduce" in again.spec else "off")
@@ -247,6 +250,7 @@ def accept(
 def _insert(connection: Connection, caller: Caller, body: JobRequest, spec: dict[str, Any]) -> str:
     dataset = datasets.get(connection, body.dataset, caller.project)
     _require_usable(dataset, body.type)
+    quotas.require_job(connection, caller)
     model = spec.get("model")
     if body.type == "fine_tune":
         model = body.model or model_name_from(dataset.name)

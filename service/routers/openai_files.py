@@ -14,7 +14,7 @@ from service.callers import Caller, CallerDep
 from service.errors import ValidationFailed
 from service.openai_schemas import FINE_TUNE, FileObject
 from service.openai_shapes import file_object
-from service.routers.datasets import DatasetDep, Target, delete_dataset, store
+from service.routers.datasets import DatasetDep, Target, delete_dataset, require_room, store
 from service.schemas import Deleted, Page
 from service.services import After, IdempotencyKey, ServicesDep, checked_name
 from service.uploads import Form, receive
@@ -52,6 +52,7 @@ async def create_file(
 ) -> FileObject:
     """Upload an archive of labelled images: multipart `file` and `purpose` (`fine-tune`)."""
     settings = services.settings
+    await run_in_threadpool(require_room, services, caller, 0)
     async with receive(
         request, settings.data_dir / "uploads", settings.max_upload_bytes, _FORM
     ) as upload:

@@ -19,7 +19,7 @@ from service.errors import BodyTooLarge
 from service.json_body import json_body, json_request
 from service.openai_schemas import CompleteRequest, PartObject, UploadObject, UploadRequest
 from service.openai_shapes import upload_object
-from service.routers.datasets import store
+from service.routers.datasets import require_room, store
 from service.routers.openai_files import target_of
 from service.services import IdPath, Services, ServicesDep, new_id
 from service.upload_parts import Announced, Outcome, PartialUpload
@@ -48,6 +48,7 @@ def create_upload(
     target_of(caller, body.filename)  # refused now rather than after the last part
     if body.bytes > services.settings.max_upload_bytes:
         raise BodyTooLarge(services.settings.max_upload_bytes)
+    require_room(services, caller, body.bytes)
     announced = Announced(caller.project, body.filename, body.bytes, int(time.time()))
     upload = upload_parts.begin(_root(services), new_id("upload"), announced)
     return upload_object(upload, None)

@@ -134,7 +134,8 @@ def version(database: Database, number: int) -> Version:
 def ask(database: Database, number: int, *, stored: bool = True, format_name: str = "onnx") -> str:
     found = version(database, number)
     with database.write() as connection:
-        return rows.ask(connection, found, format_name, lambda _blob: stored).id
+        known = rows.find(connection, found, format_name, lambda _blob: stored)
+        return (known or rows.add(connection, found, format_name)).id
 
 
 def finish(database: Database, blobs: BlobStore, sha256: str) -> None:
