@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.datasets.limits import IngestLimits
+from jobs.keys import Limits
 from jobs.specs import Machine
 from jobs.store.ballast import Ballast
 from jobs.worker_limits import Retention, WorkerLimits
@@ -25,6 +26,7 @@ from service.connection_limits import ConnectionLimits
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 _MOST_DECODERS = 8
+_REQUESTS_PER_MINUTE = 6000  # where others can reach the service
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,2})?)$"
 
 
@@ -152,6 +154,26 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(
         300.0, ge=1, description="An attempt without progress for so long is restarted."
     )
+    requests_per_minute: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="Of one API key; 0: no bound on loopback, 6000 elsewhere. Keys may have own.",
+    )
+    max_unfinished_jobs: int = Field(
+        0, ge=0, description="Most jobs of a project that have not ended; 0: no bound."
+    )
+    max_datasets: int = Field(0, ge=0, description="Most data sets of a project; 0: no bound.")
+    max_stored_bytes: int = Field(
+        0, ge=0, description="Most bytes that a project may have uploaded; 0: no bound."
+    )
+    max_false_keys_per_minute: int = Field(
+        20, ge=1, le=10**6, description="From one address, before the answer is 429 for a while."
+    )
+    public_metrics: bool = Field(False, description="Answer /metrics without an API key.")
+    audit_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="Bound of the audit log on disk; the oldest goes."
+    )
     faults: str = Field("", description="For tests: named points at which a process is to fail.")
 
     @field_validator("weights_sources", "weights_catalog", "egress_allow", mode="before")
@@ -171,15 +193,6 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
-
-    @model_validator(mode="after")
-    def _refuse_open_doors(self) -> Settings:
-        if not self.is_loopback and not self.allow_anonymous:
-            raise ValueError(
-                f"GRAFT_HOST={self.host} can be reached by others and there are no API keys; "
-                "set GRAFT_ALLOW_ANONYMOUS=1 if a proxy in front checks who calls"
-            )
-        return self
 
     @property
     def is_loopback(self) -> bool:
@@ -226,6 +239,17 @@ class Settings(BaseSettings):
             head_seconds=self.head_seconds,
             grace_seconds=self.slow_seconds,
             min_bytes_per_second=self.min_bytes_per_second,
+        )
+
+    @cached_property
+    def key_limits(self) -> Limits:
+        """What an API key without limits of its own may use."""
+        per_minute = self.requests_per_minute or (0 if self.is_loopback else _REQUESTS_PER_MINUTE)
+        return Limits(
+            requests_per_minute=per_minute or None,
+            unfinished_jobs=self.max_unfinished_jobs or None,
+            datasets=self.max_datasets or None,
+            stored_bytes=self.max_stored_bytes or None,
         )
 
     @cached_property

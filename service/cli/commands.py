@@ -16,6 +16,7 @@ from service.cli import (
     export_command,
     feedback_commands,
     gc_command,
+    key_commands,
     processes,
     race_command,
     weights_commands,
@@ -43,6 +44,7 @@ app.add_typer(backup_commands.app, name="backup")
 app.command("restore")(backup_commands.restore)
 app.add_typer(feedback_commands.app, name="feedback")
 app.add_typer(weights_commands.app, name="weights")
+app.add_typer(key_commands.app, name="keys")
 
 
 def run() -> None:
