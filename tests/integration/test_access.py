@@ -24,6 +24,16 @@ from tests.images import zip_bytes
 from tests.tenants import ABSENT, Things, furnish
 from tests.waiting import until
 
+PUBLIC = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
+OF_ADMINS = {"/v1/keys", "/v1/keys/{key_id}", "/v1/keys/{key_id}/rotate", "/v1/audit"}
+ASKS = {  # they change nothing
+    "/v1/models/{reference}/predict",
+    "/v1/models/{reference}/embed",
+    "/v1/models/{reference}/similar",
+    "/v2/models/{reference}/infer",
+    "/v2/models/{name}/versions/{number}/infer",
+    "/hf/{reference}",
+}
 ARCHIVE = zip_bytes({"a/1.jpg": b"1", "b/1.jpg": b"2"})
 MANY = {"GRAFT_MAX_FALSE_KEYS_PER_MINUTE": "100000"}
 
@@ -94,6 +104,10 @@ def test_each_operation_lets_in_whom_it_should(
     assert set(NEEDS) - set(operations) == {
         ("GET", "/docs"), ("GET", "/docs/oauth2-redirect"), ("GET", "/redoc")
     }  # fmt: skip
+    needs = {operation: need_of(*operation) for operation in operations}
+    assert {path for (_, path), need in needs.items() if need == "nothing"} == PUBLIC
+    assert {path for (_, path), need in needs.items() if need == Scope.ADMIN} == OF_ADMINS
+    assert {path for (m, path), need in needs.items() if need == Scope.READ and m != "GET"} == ASKS
     with api.client(kept_connections=1) as client:
         for method, path in operations:
             need = need_of(method, path)

@@ -279,6 +279,13 @@ def test_lists_hold_nothing_of_another_project(tenants: Tenants) -> None:
     assert names == ["ants"]
 
 
+def test_what_a_name_means_is_remembered_for_one_project_only(tenants: Tenants) -> None:
+    for _ in range(3):  # there is no inference process: 503 is of a model that is known
+        for client, status in ((tenants.ants_client, 503), (tenants.bees_client, 404)):
+            answer = client.get(f"/v2/models/{tenants.ants.model}/ready")
+            assert answer.status_code == status, answer.text
+
+
 def test_the_same_names_live_side_by_side(tenants: Tenants) -> None:
     with tenants.api.database.write() as connection:
         furnish(connection, tenants.api.data_folder, "bees", "ants")

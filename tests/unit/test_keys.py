@@ -58,10 +58,9 @@ def test_limits_of_a_key_stand_before_those_of_the_service() -> None:
     assert own.or_else(Limits(datasets=9, stored_bytes=5)) == Limits(datasets=3, stored_bytes=5)
 
 
-def test_a_bucket_refills_and_owners_do_not_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_refills_and_owners_do_not_share_it() -> None:
     now = [100.0]
-    monkeypatch.setattr("service.rates.time.monotonic", lambda: now[0])
-    rates = Rates()
+    rates = Rates(lambda: now[0])
     assert [rates.take("a", 3) for _ in range(4)] == [None, None, None, 20]
     assert rates.take("b", 3) is None
     now[0] += 19
