@@ -36,6 +36,7 @@ from jobs.states import TERMINAL, JobEvent, JobState
 from jobs.store import datasets, events, idempotency, jobs, leases
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
+from jobs.store.last_commit import Commit
 from jobs.worker_limits import WorkerLimits
 from models_cache import faults
 from models_cache.blobs import BlobStore
@@ -88,7 +89,7 @@ class Worker:
         self._next_beat = 0.0
         self._next_sweep = 0.0
         self._next_look = 0.0
-        self._idle_as_of: int | None = None  # the commit at which nothing could be started
+        self._idle_as_of: Commit = None  # the commit at which nothing could be started
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Work until `should_stop`; then let children write a checkpoint and queue their jobs."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from jobs.admission import Need
 from jobs.attempt import Attempt
@@ -25,14 +22,6 @@ from models_cache.disk_space import LowWater
 
 _GIB = 1 << 30
 PLENTY = Memory(64 * _GIB, 60 * _GIB)
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
-    database.migrate()
-    yield database
-    database.close()
 
 
 class Room:
