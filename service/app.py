@@ -108,7 +108,7 @@ def build_services(settings: Settings) -> Services:
     """Build what handlers work with; migrates the database."""
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.database_address)
     database.migrate()
     catalogues = [Path(path) for path in settings.weights_catalog]
     blobs = BlobStore(settings.data_dir / "blobs")

@@ -10,6 +10,7 @@ import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 import platformdirs
 from pydantic import Field, field_validator, model_validator
@@ -46,6 +47,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=_default_data_folder, description="Folder of all state.")
     database_url: str = Field(
         "", description="Empty: SQLite in the data folder; or postgresql+psycopg://..."
+    )
+    database_password_file: Path | None = Field(
+        None, description="File with the database's password, where its URL has none."
     )
     inference_url: str = Field(
         "", description="Empty: a socket in the data folder; or unix:///path or http://host:port."
@@ -87,6 +91,9 @@ class Settings(BaseSettings):
     idempotency_seconds: float = Field(
         86_400.0, ge=1, description="For so long a request with the same key is made only once."
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines for people, or one JSON object each."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line that is logged."
     )
@@ -113,6 +120,13 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
+    @field_validator("database_password_file")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is not None and not _first_line(value):
+            raise ValueError(f"{value} is empty, or cannot be read by this user")
+        return value
+
     @model_validator(mode="after")
     def _refuse_open_doors(self) -> Settings:
         if not self.is_loopback and not self.allow_anonymous:
@@ -129,8 +143,19 @@ class Settings(BaseSettings):
 
     @cached_property
     def resolved_database_url(self) -> str:
-        """The database, with the default filled in."""
+        """The database, with the default filled in, and without the password in a file."""
         return self.database_url or f"sqlite:///{self.data_dir / 'graft.db'}"
+
+    @cached_property
+    def database_address(self) -> str:
+        """The database, with its password: for connecting, not for printing."""
+        url = self.resolved_database_url
+        if self.database_password_file is None:
+            return url
+        scheme, _, rest = url.partition("://")
+        user, _, place = rest.rpartition("@")
+        password = quote(_first_line(self.database_password_file), safe="")
+        return f"{scheme}://{user}:{password}@{place}"
 
     @cached_property
     def resolved_inference_url(self) -> str:
@@ -181,6 +206,14 @@ class Settings(BaseSettings):
             disk_cache_bytes=self.disk_cache_bytes,
             idempotency_seconds=self.idempotency_seconds,
         )
+
+
+def _first_line(path: Path) -> str:
+    """Return the first line of a file; nothing if it cannot be read."""
+    try:
+        return path.read_text().partition("\n")[0].strip()
+    except OSError:
+        return ""
 
 
 def available_cores() -> int:

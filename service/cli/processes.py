@@ -1,4 +1,4 @@
-"""`graft serve | api | inference | worker`: the composition roots of the four processes.
+"""`graft serve | api | inference | worker`: the composition roots of four processes, and `ping`.
 
 Each imports what it needs when it runs, and so starts before the others' imports are paid for.
 """
@@ -15,6 +15,7 @@ from types import FrameType
 import typer
 
 from service.cli.configuration import load_settings
+from service.cli.ping import ping
 from service.settings import Settings, child_environment, visible_devices
 from service.version import VERSION
 
@@ -27,7 +28,7 @@ app = typer.Typer(name="graft", add_completion=False, pretty_exceptions_enable=F
 
 def add_to(all_commands: typer.Typer) -> None:
     """Add the commands."""
-    for command in (serve, api, inference, worker):
+    for command in (serve, api, inference, worker, ping):
         all_commands.command()(command)
 
 
@@ -109,7 +110,7 @@ def worker() -> None:
     settings = load_settings()
     _prepare(settings)
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.database_address)
     database.migrate()
     executor = LocalExecutor(child_environment(settings))
     executor.warm()
@@ -133,7 +134,7 @@ def worker() -> None:
 
 
 add_to(app)
-NAMES = frozenset({"serve", "api", "inference", "worker"})
+NAMES = frozenset({"serve", "api", "inference", "worker", "ping"})
 
 
 class _StopFlag:

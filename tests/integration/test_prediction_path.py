@@ -243,7 +243,7 @@ def test_a_client_that_hangs_up_takes_its_images_out_of_the_queue(tmp_path: Path
         inference_url=f"unix://{inference.path}",
     )
     with running_api(settings) as url:
-        database = Database(settings.resolved_database_url)
+        database = Database(settings.database_address)
         publish(database, "pets")
         database.close()
         with httpx2.Client(base_url=url, timeout=1, trust_env=False) as client:
