@@ -36,6 +36,7 @@ from jobs.states import TERMINAL, JobEvent, JobState
 from jobs.store import datasets, events, idempotency, jobs, leases
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
+from jobs.trail import Trail
 from jobs.worker_limits import WorkerLimits
 from models_cache import faults
 from models_cache.blobs import BlobStore
@@ -181,8 +182,9 @@ class Worker:
                 parent = None
                 if dataset and dataset.parent:
                     parent = datasets.get(connection, dataset.parent, job.project)
+                trail = Trail(job, events.origin(connection, job.id))
             machine = self._machine.at_place(place)
-            spec_path = write_spec(machine, job, dataset or None, parent)
+            spec_path = write_spec(machine, job, trail, dataset or None, parent)
             folder = self._machine.attempt_folder(job)
             kind = CHILD_KINDS[job.type]
             handle = self._executor.start(AttemptSpec(kind, spec_path, folder))
@@ -197,7 +199,10 @@ class Worker:
                 lifecycle.move(connection, job, JobEvent.LOSE, lease=lease, changes=changes)
             return
         figures = MetricsFiles(machine.run_folder(job.id), job.attempt)
-        self._attempts.append(Attempt(job, slot, place, lease, handle, folder, figures, need))
+        attempt = Attempt(job, slot, place, lease, handle, folder, figures, trail, need)
+        self._attempts.append(attempt)
+        with trail.about():
+            log.info("attempt %d of job %s (%s) began", job.attempt, job.id, job.type)
 
     # -- attending ---------------------------------------------------------------------------
 
@@ -208,7 +213,8 @@ class Worker:
         not mend is killed and its job queued again, with a fault counted.
         """
         try:
-            return self._attend(attempt)
+            with attempt.trail.about():
+                return self._attend(attempt)
         except _AWAY:
             log.exception("job %s could not be attended; trying again", attempt.job.id)
             return False
@@ -227,7 +233,7 @@ class Worker:
             self._record(attempt)
             if isinstance(outcome, (Exited, Lost)):
                 self._conclude(attempt, outcome)
-                self._attempts.remove(attempt)
+                self._forget(attempt)
                 self._tidy(attempt)
                 return True
             if time.monotonic() - attempt.renewed_at >= self._limits.heartbeat_seconds:
@@ -363,7 +369,12 @@ class Worker:
         while not isinstance(self._executor.poll(attempt.handle), (Exited, Lost)):
             self._executor.wait(self._limits.tick_seconds)
         if attempt in self._attempts:
-            self._attempts.remove(attempt)
+            self._forget(attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        self._attempts.remove(attempt)
+        attempt.trail.end()
+        log.info("attempt %d of job %s is over", attempt.job.attempt, attempt.job.id)
 
     def _stop_overdue(self) -> None:
         """Stop children whose lease could not be renewed for two thirds of its length.

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
@@ -52,6 +53,15 @@ from service.version_finder import VersionFinder
 
 _SWEEP_SECONDS = 600.0
 _MOST_PREDICTIONS = 512  # requests at once, each with its images in memory
+_UNTRACED = frozenset({"/healthz", "/readyz", "/metrics"})  # asked all the time
+#: Spans of requests, where somebody collects them (`models_cache.tracing`).
+_TRACED: TelemetryConfig = {
+    "auto_configure": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "exclude": lambda scope: scope["path"] in _UNTRACED,
+}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -79,6 +89,7 @@ def create_app(settings: Settings) -> FastAPI:
         description="Upload labelled images, get a served vision model in seconds.",
         lifespan=lifespan,
         redirect_slashes=False,
+        telemetry=_TRACED,
     )
     app.state.services = services
     problems.install(app)

@@ -13,6 +13,7 @@ from typing import Any
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
 
+from models_cache import logs
 from service.problems import GONE_STATUS, error_answer
 
 log = logging.getLogger("graft.access")
@@ -65,15 +66,15 @@ class RequestLog:
                 message["headers"] += [pair for pair in headers if pair[0] not in names]
             await send(message)
 
-        try:
-            await self._app(scope, receive, sending)
-        except ClientDisconnect:
-            pass
-        finally:
-            seconds = time.perf_counter() - started
-            path = ascii(scope["path"][:200])[1:-1]
-            log.info("%s %s %d %.1fms %s", scope["method"], path, status, seconds * 1e3, request_id)
-            self._observe(scope, status, seconds)
+        with logs.about(request_id=request_id):
+            try:
+                await self._app(scope, receive, sending)
+            except ClientDisconnect:
+                pass
+            finally:
+                seconds = time.perf_counter() - started
+                _log_request(scope, status, seconds, request_id)
+                self._observe(scope, status, seconds)
 
 
 class BrowserGuard:
@@ -145,6 +146,14 @@ class HeadAsGet:
         # Version 2.3 of the protocol: streams listen for the client's end
         asgi = {**scope["asgi"], "spec_version": "2.3"}
         await self._app({**scope, "method": "GET", "asgi": asgi}, receiving, sending)
+
+
+def _log_request(scope: Scope, status: int, seconds: float, request_id: str) -> None:
+    method, path = scope["method"], ascii(scope["path"][:200])[1:-1]
+    milliseconds = round(seconds * 1e3, 1)
+    told = {"method": method, "path": path, "status": status, "duration_ms": milliseconds}
+    line = "%s %s %d %.1fms %s"
+    log.info(line, method, path, status, milliseconds, request_id, extra={"facts": told})
 
 
 def _is_local(host: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
@@ -97,6 +98,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line that is logged."
     )
+    traces_url: str = Field(
+        "", description="Collector of OpenTelemetry spans, OTLP over HTTP; empty: none."
+    )
     lease_seconds: float = Field(
         45.0,
         ge=1,
@@ -119,6 +123,15 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("traces_url")
+    @classmethod
+    def _exportable(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("a collector's address begins with http:// or https://")
+        if value and find_spec("opentelemetry.exporter") is None:
+            raise ValueError("spans need the extra `telemetry`: pip install 'graft[telemetry]'")
+        return value
 
     @field_validator("database_password_file")
     @classmethod
@@ -194,6 +207,9 @@ class Settings(BaseSettings):
             ingest_limits=self.ingest_limits.as_json(),
             code_version=code_version,
             faults=self.faults,
+            log_format=self.log_format,
+            log_level=self.log_level,
+            traces_url=self.traces_url,
         )
 
     def worker_limits(self, gpus: int) -> WorkerLimits:

@@ -5,15 +5,17 @@ Each imports what it needs when it runs, and so starts before the others' import
 
 from __future__ import annotations
 
-import logging
+import atexit
 import os
 import signal
 import sys
 import uuid
+from contextlib import ExitStack
 from types import FrameType
 
 import typer
 
+from models_cache import logs, tracing
 from service.cli.configuration import load_settings
 from service.cli.ping import ping
 from service.settings import Settings, child_environment, visible_devices
@@ -39,6 +41,7 @@ def serve() -> None:
 
     settings = load_settings()
     os.umask(0o077)
+    logs.begin(settings.log_format, settings.log_level)
     environment = child_environment(settings) | {
         "GRAFT_PORT": str(settings.port or free_port(settings.host))
     }
@@ -59,8 +62,11 @@ def api() -> None:
     from service.middleware import RequestLog
 
     settings = load_settings()
-    _prepare(settings)
+    _prepare(settings, "api")
     application = create_app(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again after draining; the process shall end with status 0
+        signal.signal(number, lambda *_: None)
     uvicorn.run(
         RequestLog(application, application.state.services.metrics.saw_request),
         host=settings.host,
@@ -82,7 +88,7 @@ def inference() -> None:
     from models_cache import inference as process
 
     settings = load_settings()
-    _prepare(settings)
+    _prepare(settings, "inference")
     process.serve(
         process.InferenceConfig(
             data_folder=settings.data_dir,
@@ -108,7 +114,7 @@ def worker() -> None:
     from models_cache.blobs import BlobStore
 
     settings = load_settings()
-    _prepare(settings)
+    _prepare(settings, "worker")
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
     database = Database(settings.database_address)
     database.migrate()
@@ -153,16 +159,13 @@ class _StopFlag:
         return self._set
 
 
-def _prepare(settings: Settings) -> None:
-    """Keep every file to this user, and log to standard error."""
+def _prepare(settings: Settings, name: str) -> None:
+    """Keep every file to this user, log to standard error, collect spans until the end."""
     os.umask(0o077)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
-    for noisy in ("httpx2", "httpcore2", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logs.begin(settings.log_format, settings.log_level)
+    until_the_end = ExitStack()
+    until_the_end.enter_context(tracing.collected(settings.traces_url, f"graft-{name}", VERSION))
+    atexit.register(until_the_end.close)
 
 
 def _welcome(url: str, settings: Settings) -> str:
