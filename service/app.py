@@ -23,6 +23,7 @@ from models_cache.room import Room
 from models_cache.weights import WeightsVault
 from service import problems
 from service.engine_wishes import EngineWishes
+from service.folder_sizes import FolderSizes
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
 from service.manifests import RecentManifests
@@ -121,6 +122,9 @@ def build_services(settings: Settings) -> Services:
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = Database(settings.database_address)
     database.migrate()
+    metrics = ServiceMetrics()
+    with database.read() as connection:
+        metrics.jobs.begin(connection)
     catalogues = [Path(path) for path in settings.weights_catalog]
     blobs = BlobStore(settings.data_dir / "blobs")
     inference = InferenceClient(settings.resolved_inference_url, settings.predict_timeout_seconds)
@@ -143,7 +147,8 @@ def build_services(settings: Settings) -> Services:
         versions=VersionFinder(database),
         engine_wishes=EngineWishes(database),
         shadows=Shadows(database, inference, settings.shadow_fraction),
-        metrics=ServiceMetrics(),
+        folder_sizes=FolderSizes(settings.data_dir),
+        metrics=metrics,
     )
 
 

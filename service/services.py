@@ -19,6 +19,7 @@ from models_cache.room import Room
 from models_cache.weights import WeightsVault
 from service.engine_wishes import EngineWishes
 from service.errors import ValidationFailed
+from service.folder_sizes import FolderSizes
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
 from service.manifests import RecentManifests
@@ -46,6 +47,7 @@ class Services:
     versions: VersionFinder
     indexer: Indexer
     shadows: Shadows
+    folder_sizes: FolderSizes
     engine_wishes: EngineWishes
     metrics: ServiceMetrics
 

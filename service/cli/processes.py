@@ -46,7 +46,8 @@ def serve() -> None:
         "GRAFT_PORT": str(settings.port or free_port(settings.host))
     }
     url = f"http://{settings.host}:{environment['GRAFT_PORT']}"
-    print(_welcome(url, settings), flush=True)
+    if settings.log_format == "text":
+        print(_welcome(url, settings), flush=True)
     commands = {
         name: [sys.executable, "-P", "-m", "service.cli.main", name]
         for name in ("inference", "worker", "api")

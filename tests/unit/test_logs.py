@@ -10,9 +10,18 @@ import threading
 from models_cache import logs
 
 
-def record(message: str, *arguments: object, **more: object) -> logging.LogRecord:
+def record(
+    message: str,
+    *arguments: object,
+    error: Exception | None = None,
+    facts: dict[str, object] | None = None,
+) -> logging.LogRecord:
     logger = logging.getLogger("tests.logs")
-    return logger.makeRecord(logger.name, logging.WARNING, __file__, 1, message, arguments, **more)  # type: ignore[arg-type]
+    raised = None if error is None else (type(error), error, error.__traceback__)
+    extra = {"facts": facts or {}}
+    return logger.makeRecord(
+        logger.name, logging.WARNING, __file__, 1, message, arguments, raised, extra=extra
+    )
 
 
 def as_json(line: logging.LogRecord) -> dict[str, object]:
@@ -24,8 +33,8 @@ def as_json(line: logging.LogRecord) -> dict[str, object]:
 
 def test_a_json_line_says_when_how_bad_who_and_what_it_is_about() -> None:
     with logs.about(request_id="r1"), logs.about(job_id="job_1", attempt=2):
-        line = as_json(record("%d images", 3, extra={"facts": {"status": 200}}))
-    assert line.pop("time", "").__str__().endswith("+00:00")
+        line = as_json(record("%d images", 3, facts={"status": 200}))
+    assert str(line.pop("time")).endswith("+00:00")
     assert line == {
         "level": "warning",
         "logger": "tests.logs",
@@ -42,7 +51,7 @@ def test_a_traceback_stays_in_its_line() -> None:
     try:
         raise ValueError("two\nlines")
     except ValueError as error:
-        line = as_json(record("broken", exc_info=(ValueError, error, error.__traceback__)))
+        line = as_json(record("broken", error=error))
     assert str(line["error"]).endswith("ValueError: two\nlines")
     assert line["message"] == "broken"
 
