@@ -116,5 +116,5 @@ class KeyRing:
             log.warning("the last use of a key could not be written: %s", error)
 
     def _write_use(self, key_id: str) -> None:
-        with self._database.write() as connection:
+        with self._database.write("key_used") as connection:
             keys.note_use(connection, key_id, self._now())

@@ -23,11 +23,12 @@ from starlette.responses import Response
 
 from jobs import errors as jobs_errors
 from jobs import feedback_errors, key_errors
+from jobs.backup import errors as backup_errors
 from jobs.datasets import errors as dataset_errors
 from jobs.exports import errors as exports_errors
 from jobs.keys import without_keys
+from models_cache import egress_errors, export_errors, weights_errors
 from models_cache import errors as cache_errors
-from models_cache import export_errors, weights_errors
 from models_cache.asgi import ClientGone
 from models_cache.errors import GraftError
 from service import access_errors
@@ -43,8 +44,11 @@ STATUS: dict[type[GraftError], int] = {
     GraftError: 500,
     cache_errors.StorageError: 500,
     cache_errors.InsufficientStorage: 507,
+    cache_errors.DiskSpaceLow: 507,
     weights_errors.WeightsError: 422,
     weights_errors.WeightsUnavailable: 503,
+    egress_errors.EgressError: 422,
+    egress_errors.EgressFailed: 503,
     cache_errors.ImageError: 422,
     cache_errors.ArtifactError: 422,
     export_errors.ExportError: 422,
@@ -72,6 +76,7 @@ STATUS: dict[type[GraftError], int] = {
     exports_errors.ExportNotFound: 404,
     exports_errors.ExportNotReady: 409,
     jobs_errors.VersionInUse: 409,
+    backup_errors.BackupError: 409,
     feedback_errors.FeedbackError: 409,
     feedback_errors.FeedbackNotFound: 404,
     jobs_errors.IdempotencyError: 422,
@@ -94,6 +99,7 @@ STATUS: dict[type[GraftError], int] = {
     request_errors.NotReady: 503,
     request_errors.DatabaseUnavailable: 503,
     request_errors.ModelUnavailable: 503,
+    request_errors.TooManyUploads: 503,
 }
 
 _SAYS_WHEN = (

@@ -88,7 +88,7 @@ class Shadows:
         await self.write()
 
     def _add(self, counted: dict[Pair, Comparisons]) -> None:
-        with self._database.write() as connection:
+        with self._database.write("shadow") as connection:
             shadows.add(connection, counted)
 
     async def _compare(

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from models_cache import durable
+from models_cache import durable, faults
 from models_cache.blobs import Blob, BlobStore
 from service.errors import UploadEnded, UploadMismatch, UploadNotFound
 from service.uploads import LEFTOVER_SECONDS, Upload
@@ -73,7 +73,8 @@ class PartialUpload:
 def begin(root: Path, upload_id: str, announced: Announced) -> PartialUpload:
     """Make a place for the parts of a file below `root`."""
     folder = root / upload_id
-    durable.write_bytes(folder / _ANNOUNCED, durable.canonical_json(asdict(announced)))
+    data = durable.canonical_json(asdict(announced))
+    durable.write_bytes(folder / _ANNOUNCED, data, point="upload_parts.announced")
     return PartialUpload(upload_id, folder, announced, None)
 
 
@@ -145,6 +146,7 @@ def assemble(
     sha256, actual_md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with durable.needing_space("putting an upload together"), target.open("xb") as file:
         for chunk in _chunks(upload, part_ids):
+            faults.reach("upload_parts.chunk")
             sha256.update(chunk)
             actual_md5.update(chunk)
             file.write(chunk)
@@ -155,7 +157,8 @@ def assemble(
 
 def end(upload: PartialUpload, outcome: Outcome) -> PartialUpload:
     """Remember how an upload ended and remove its parts."""
-    durable.write_bytes(upload.folder / _OUTCOME, durable.canonical_json(asdict(outcome)))
+    data = durable.canonical_json(asdict(outcome))
+    durable.write_bytes(upload.folder / _OUTCOME, data, point="upload_parts.outcome")
     for folder in {path.parent for path in _part_paths(upload)}:
         shutil.rmtree(folder, ignore_errors=True)
     return PartialUpload(upload.id, upload.folder, upload.announced, outcome)

@@ -17,7 +17,7 @@ from service.errors import AddressUnknown
 from service.json_body import json_body, json_request
 from service.recipe_schemas import parameters_model
 from service.schemas import DownloadRequest, Page
-from service.services import After, Limit, Services, ServicesDep, new_id
+from service.services import NEEDS_SPACE, After, Limit, Services, ServicesDep, new_id
 
 router = APIRouter(prefix="/v1", tags=["backbones"])
 
@@ -73,6 +73,7 @@ def get_backbone(services: ServicesDep, backbone: BackboneDep) -> dict[str, Any]
     "/backbones/{architecture}/download",
     status_code=202,
     openapi_extra=json_request(DownloadRequest, required=False),
+    dependencies=[NEEDS_SPACE],
 )
 def download(
     response: Response,
@@ -85,7 +86,7 @@ def download(
     architecture = backbone.architecture
     services.catalogue.candidates(architecture, body.weights)
     spec = {"architecture": architecture, "weights": body.weights}
-    with services.database.write() as connection:
+    with services.database.write("download") as connection:
         waiting = jobs.unfinished_of_type(connection, "download")
         if all(job.spec != spec for job in waiting):
             new = jobs.NewJob(id=new_id("job"), type="download", spec=spec, project=caller.project)

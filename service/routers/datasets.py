@@ -31,6 +31,7 @@ from service.errors import NothingHere
 from service.pictures import as_png
 from service.schemas import DatasetBody, Page
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     IdPath,
@@ -79,7 +80,7 @@ def dataset_of(services: ServicesDep, caller: CallerDep, dataset_id: IdPath) -> 
 DatasetDep = Annotated[Dataset, Depends(dataset_of)]
 
 
-@router.post("", status_code=202, openapi_extra=_ARCHIVE_BODY)
+@router.post("", status_code=202, openapi_extra=_ARCHIVE_BODY, dependencies=[NEEDS_SPACE])
 async def create_dataset(
     request: Request,
     response: Response,
@@ -98,7 +99,12 @@ async def create_dataset(
     return await _accept(request, response, services, target, idempotency_key)
 
 
-@router.post("/{dataset_id}/versions", status_code=202, openapi_extra=_ARCHIVE_BODY)
+@router.post(
+    "/{dataset_id}/versions",
+    status_code=202,
+    openapi_extra=_ARCHIVE_BODY,
+    dependencies=[NEEDS_SPACE],
+)
 async def create_version(
     request: Request,
     response: Response,
@@ -198,7 +204,7 @@ def get_thumbnail(services: ServicesDep, dataset: DatasetDep, image_id: IdPath) 
 @router.delete("/{dataset_id}", status_code=204)
 def delete_dataset(services: ServicesDep, dataset: DatasetDep) -> Response:
     """Delete a data set that no job works on; published models stay."""
-    with services.database.write() as connection:
+    with services.database.write("dataset_delete") as connection:
         using = jobs.unfinished_using(connection, dataset.id)
         using += datasets.versions_in_the_making(connection, dataset.id)
         if using:
@@ -257,7 +263,7 @@ def store(
                 return datasets.get(connection, known, project)
     quick_check(upload.path, services.settings.ingest_limits)
     archive = services.blobs.put_file(upload.path, upload.sha256)
-    with services.database.write() as connection:
+    with services.database.write("upload") as connection:
         dataset_id = idempotency.once(
             connection,
             idempotency_key,

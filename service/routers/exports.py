@@ -21,12 +21,14 @@ from service.json_body import json_body, json_request
 from service.routers.jobs import error_of
 from service.routers.models import VersionPath
 from service.schemas import ExportBody, ExportRequest
-from service.services import IdempotencyKey, IdPath, NamePath, Services, ServicesDep
+from service.services import NEEDS_SPACE, IdempotencyKey, IdPath, NamePath, Services, ServicesDep
 
 router = APIRouter(prefix="/v1/models/{name}/versions/{version}/exports", tags=["models"])
 
 
-@router.post("", status_code=202, openapi_extra=json_request(ExportRequest))
+@router.post(
+    "", status_code=202, openapi_extra=json_request(ExportRequest), dependencies=[NEEDS_SPACE]
+)
 def create_export(
     response: Response,
     services: ServicesDep,
@@ -38,7 +40,7 @@ def create_export(
 ) -> ExportBody:
     """Export a version as ONNX or a `torch.export` archive; repeated, return what there is."""
     fingerprint = sha256_of_bytes(canonical_json(["exports", name, version, body.format]))
-    with services.database.write() as connection:
+    with services.database.write("export") as connection:
         found = models.version(connection, name, version, caller.project)
         job_id = idempotency.once(
             connection,

@@ -30,6 +30,7 @@ from service.schemas import (
     Page,
 )
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     IdPath,
@@ -55,7 +56,9 @@ _BODY: dict[str, Any] = {
 }
 
 
-@router.post("/{reference}/feedback", status_code=201, openapi_extra=_BODY)
+@router.post(
+    "/{reference}/feedback", status_code=201, openapi_extra=_BODY, dependencies=[NEEDS_SPACE]
+)
 async def give_feedback(
     request: Request,
     services: ServicesDep,
@@ -116,7 +119,7 @@ def delete_feedback(
     services: ServicesDep, caller: CallerDep, name: NamePath, feedback_id: IdPath
 ) -> Response:
     """Delete feedback that no version of a data set has yet."""
-    with services.database.write() as connection:
+    with services.database.write("feedback_delete") as connection:
         feedback.remove(connection, feedback_id, name, caller.project)
     return Response(status_code=204)
 
@@ -125,6 +128,7 @@ def delete_feedback(
     "/{reference}/feedback/apply",
     status_code=202,
     openapi_extra=json_request(ApplyFeedbackRequest, required=False),
+    dependencies=[NEEDS_SPACE],
 )
 def apply_feedback(
     response: Response,
@@ -214,7 +218,7 @@ def _keep(
             predicted=predicted,
         )
         new.append(item)
-    with services.database.write() as connection:
+    with services.database.write("feedback") as connection:
         models.get(connection, version.name, version.project)  # it may have been deleted meanwhile
         quotas.require_bytes(connection, caller, sum(item.image_bytes for item in new))
         feedback.add(connection, new)
@@ -252,7 +256,7 @@ def _apply(
         applying.accept(connection, version, items, archive, ids)
         return f"{ids[0]} {ids[2] or '-'} {len(items)}"
 
-    with services.database.write() as connection:
+    with services.database.write("apply_feedback") as connection:
         return idempotency.once(connection, *request, insert, caller.project)
 
 

@@ -39,6 +39,7 @@ from service.race_schemas import race_spec
 from service.recipe_schemas import check_parameters
 from service.schemas import EventBody, FileBody, JobBody, JobRequest, Page, RetryRequest
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     IdPath,
@@ -72,7 +73,9 @@ def job_of(services: ServicesDep, caller: CallerDep, job_id: IdPath) -> Job:
 JobDep = Annotated[Job, Depends(job_of)]
 
 
-@router.post("", status_code=202, openapi_extra=json_request(JobRequest))
+@router.post(
+    "", status_code=202, openapi_extra=json_request(JobRequest), dependencies=[NEEDS_SPACE]
+)
 async def create_job(
     response: Response,
     services: ServicesDep,
@@ -142,6 +145,7 @@ def resume_job(services: ServicesDep, job: JobDep) -> JobBody:
     "/{job_id}/retry",
     status_code=202,
     openapi_extra=json_request(RetryRequest, required=False),
+    dependencies=[NEEDS_SPACE],
 )
 def retry_job(
     services: ServicesDep,
@@ -155,7 +159,7 @@ def retry_job(
         raise IllegalTransition(job.id, f"an internal {job.type}", "retry")
     if job.status not in TERMINAL:
         raise JobNotEnded(job.id, job.status.value)
-    with services.database.write() as connection:
+    with services.database.write("retry") as connection:
         again = jobs.find_retry(connection, job.id)
         if again is None:
             quotas.require_job(connection, caller)
@@ -169,7 +173,7 @@ def retry_job(
 @router.delete("/{job_id}", status_code=204)
 def delete_job(services: ServicesDep, caller: CallerDep, job_id: IdPath) -> Response:
     """Delete an ended job and its log; a model it published stays, an export goes."""
-    with services.database.write() as connection:
+    with services.database.write("job_delete") as connection:
         jobs.remove(connection, job_id, caller.project)
     remove_run_folders(services, [job_id])
     return Response(status_code=204)
@@ -236,7 +240,7 @@ def accept(
         durable.canonical_json(["jobs", body.model_dump(mode="json")])
     )
     spec = _checked_spec(services, caller, body)
-    with services.database.write() as connection:
+    with services.database.write("submit") as connection:
         job_id = idempotency.once(
             connection,
             idempotency_key,
@@ -317,7 +321,7 @@ def ask(services: Services, job: Job, event: JobEvent) -> Job:
         JobNotFound: It was deleted meanwhile.
         IllegalTransition: It cannot do that in its state.
     """
-    with services.database.write() as connection:
+    with services.database.write(event.value) as connection:
         current = jobs.get(connection, job.id, job.project)
         if current.status in _DONE[event]:
             return current

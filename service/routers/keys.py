@@ -29,7 +29,7 @@ def create_key(
     """Make an API key; its secret is in this answer only, so a repeated request makes another."""
     if caller.key_id is None:
         raise FirstKeyMissing
-    with services.database.write() as connection:
+    with services.database.write("key_create") as connection:
         issued = issue(connection, body.wish(caller.project))
     response.headers["Location"] = f"/v1/keys/{issued.key.id}"
     return IssuedKeyBody.of_issued(issued)
@@ -48,7 +48,7 @@ def list_keys(
 @router.delete("/{key_id}", status_code=204)
 def revoke_key(services: ServicesDep, caller: CallerDep, key_id: IdPath) -> Response:
     """End an API key for good; repeating it changes nothing."""
-    with services.database.write() as connection:
+    with services.database.write("key_revoke") as connection:
         keys.revoke(connection, key_id, caller.project)
     services.key_ring.forget()
     return Response(status_code=204)
@@ -63,7 +63,7 @@ def rotate_key(
 ) -> IssuedKeyBody:
     """Give an API key a new secret; the old one opens it, too, for `grace_seconds` more."""
     grace = timedelta(seconds=body.grace_seconds)
-    with services.database.write() as connection:
+    with services.database.write("key_rotate") as connection:
         issued = renew(connection, key_id, caller.project, grace)
     services.key_ring.forget()
     return IssuedKeyBody.of_issued(issued)

@@ -34,6 +34,7 @@ from service.schemas import (
     VersionBody,
 )
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     Limit,
@@ -87,7 +88,7 @@ def delete_model(
     accept: Annotated[str, Header(description="With `application/json` the answer is 200.")] = "",
 ) -> Response:
     """Delete a model with its exports; requests under way are answered, later ones find nothing."""
-    with services.database.write() as connection:
+    with services.database.write("model_delete") as connection:
         found = models.versions(connection, name, caller.project)
         models.remove(connection, name, caller.project)
         exported = _remove_exports(connection, found)
@@ -107,7 +108,7 @@ def list_versions(services: ServicesDep, caller: CallerDep, name: NamePath) -> P
     return Page(data=data, has_more=False, next=None)
 
 
-@router.post("/{name}/versions", status_code=201)
+@router.post("/{name}/versions", status_code=201, dependencies=[NEEDS_SPACE])
 async def import_version(
     request: Request,
     response: Response,
@@ -143,7 +144,7 @@ def delete_version(
     services: ServicesDep, caller: CallerDep, name: NamePath, version: VersionPath
 ) -> Response:
     """Delete a version that no alias points to, and its exports; its number is not used again."""
-    with services.database.write() as connection:
+    with services.database.write("version_delete") as connection:
         found = models.version(connection, name, version, caller.project)
         models.remove_version(connection, name, version, caller.project)
         exported = _remove_exports(connection, [found])
@@ -215,7 +216,7 @@ def put_alias(
     body: Annotated[AliasRequest, json_body(AliasRequest)],
 ) -> AliasBody:
     """Point an alias to a version: promotion and rollback; `if_current` makes it a swap."""
-    with services.database.write() as connection:
+    with services.database.write("alias_put") as connection:
         models.set_alias(
             connection,
             name,
@@ -232,7 +233,7 @@ def delete_alias(
     services: ServicesDep, caller: CallerDep, name: NamePath, alias: AliasPath
 ) -> Response:
     """Remove an alias; the version it points to stays. `default` and `latest` cannot go."""
-    with services.database.write() as connection:
+    with services.database.write("alias_delete") as connection:
         models.remove_alias(connection, name, alias, caller.project)
     return Response(status_code=204)
 
@@ -288,7 +289,7 @@ def _new_version(project: str, name: str, artifact: Artifact) -> NewVersion:
 
 def _publish(services: Services, new: NewVersion, idempotency_key: str | None) -> VersionBody:
     fingerprint = sha256_of_bytes(canonical_json(["models", new.name, new.artifact_digest]))
-    with services.database.write() as connection:
+    with services.database.write("import") as connection:
         made = idempotency.once(
             connection,
             idempotency_key,

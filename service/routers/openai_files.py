@@ -16,7 +16,7 @@ from service.openai_schemas import FINE_TUNE, FileObject
 from service.openai_shapes import file_object
 from service.routers.datasets import DatasetDep, Target, delete_dataset, require_room, store
 from service.schemas import Deleted, Page
-from service.services import After, IdempotencyKey, ServicesDep, checked_name
+from service.services import NEEDS_SPACE, After, IdempotencyKey, ServicesDep, checked_name
 from service.uploads import Form, receive
 
 router = APIRouter(prefix="/v1/files", tags=["openai files"])
@@ -43,7 +43,7 @@ _FILE_BODY: dict[str, Any] = {
 }
 
 
-@router.post("", openapi_extra=_FILE_BODY)
+@router.post("", openapi_extra=_FILE_BODY, dependencies=[NEEDS_SPACE])
 async def create_file(
     request: Request,
     services: ServicesDep,

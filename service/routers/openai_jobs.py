@@ -30,6 +30,7 @@ from service.routers.jobs import accept, ask, wait_for_end
 from service.routers.openai_files import MAX_PAGE, CursorLimit
 from service.schemas import JobRequest, Page
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     IdPath,
@@ -56,7 +57,7 @@ def job_of(services: ServicesDep, caller: CallerDep, job_id: IdPath) -> Job:
 JobDep = Annotated[Job, Depends(job_of)]
 
 
-@router.post("", openapi_extra=json_request(FineTuningRequest))
+@router.post("", openapi_extra=json_request(FineTuningRequest), dependencies=[NEEDS_SPACE])
 def create_job(
     services: ServicesDep,
     caller: CallerDep,

@@ -21,7 +21,7 @@ from service.openai_schemas import CompleteRequest, PartObject, UploadObject, Up
 from service.openai_shapes import upload_object
 from service.routers.datasets import require_room, store
 from service.routers.openai_files import target_of
-from service.services import IdPath, Services, ServicesDep, new_id
+from service.services import NEEDS_SPACE, IdPath, Services, ServicesDep, new_id
 from service.upload_parts import Announced, Outcome, PartialUpload
 from service.uploads import Form, receive
 
@@ -38,7 +38,7 @@ def upload_of(services: ServicesDep, caller: CallerDep, upload_id: IdPath) -> Pa
 UploadDep = Annotated[PartialUpload, Depends(upload_of)]
 
 
-@router.post("", openapi_extra=json_request(UploadRequest))
+@router.post("", openapi_extra=json_request(UploadRequest), dependencies=[NEEDS_SPACE])
 def create_upload(
     services: ServicesDep,
     caller: CallerDep,
@@ -60,7 +60,7 @@ def get_upload(services: ServicesDep, upload: UploadDep) -> UploadObject:
     return upload_object(upload, _dataset_of(services, upload))
 
 
-@router.post("/{upload_id}/parts")
+@router.post("/{upload_id}/parts", dependencies=[NEEDS_SPACE])
 async def add_part(request: Request, services: ServicesDep, upload: UploadDep) -> PartObject:
     """Send a part: raw bytes, or multipart field `data`; repeating it changes nothing."""
     upload_parts.require_pending(upload)
@@ -70,7 +70,9 @@ async def add_part(request: Request, services: ServicesDep, upload: UploadDep) -
     return PartObject(id=part_id, created_at=int(time.time()), upload_id=upload.id)
 
 
-@router.post("/{upload_id}/complete", openapi_extra=json_request(CompleteRequest))
+@router.post(
+    "/{upload_id}/complete", openapi_extra=json_request(CompleteRequest), dependencies=[NEEDS_SPACE]
+)
 def complete_upload(
     services: ServicesDep,
     caller: CallerDep,

@@ -18,7 +18,7 @@ from service.serving import ReferencePath, forward, model_body, server_timing, t
 router = APIRouter(prefix="/v1/models", tags=["predict"])
 
 
-def _wanted(
+async def _wanted(  # not `def`: that is run in a thread
     top_k: Annotated[int | None, Query(ge=1, le=10_000, description="Default: all labels.")] = None,
     max_error: Annotated[
         float | None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from models_cache.blobs import BlobStore
 from tests.integration import poison
 from tests.waiting import until
 
+_LONGEST_SECONDS = 60.0
 LIMITS = WorkerLimits(
     attempt_limit=4,
     stall_seconds=0.5,
@@ -36,14 +38,12 @@ LIMITS = WorkerLimits(
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
-    database.migrate()
+def database(database: Database) -> Database:
+    """With a data set to train on."""
     with database.write() as connection:
         datasets.add(connection, "ds_1", "d", ("0" * 64, 1), project=DEFAULT_PROJECT)
         datasets.set_ready(connection, "ds_1", {"manifest_sha256": "0" * 64, "digest": "0" * 64})
-    yield database
-    database.close()
+    return database
 
 
 def accept(database: Database, seed: int) -> str:
@@ -78,12 +78,20 @@ def look(database: Database, job_id: str) -> Job:
 def work(
     database: Database, folder: Path, done: Callable[[], bool], preload: tuple[str, ...] = ()
 ) -> None:
-    """Run a worker in this thread, the main one, until `done`."""
+    """Run a worker in this thread, the main one, until `done`; fail if that takes too long."""
+    deadline = time.monotonic() + _LONGEST_SECONDS
+
+    def done_in_time() -> bool:
+        return done() or time.monotonic() > deadline
+
     target = "tests.integration.poison:run"
     executor = LocalExecutor(dict(os.environ), target=target, preload=preload)
     presence = Presence(database, folder / "workers", "worker_test", "cpu")
     machine = Machine(data_folder=folder)
-    Worker(database, BlobStore(folder / "blobs"), executor, machine, presence, LIMITS).run(done)
+    Worker(database, BlobStore(folder / "blobs"), executor, machine, presence, LIMITS).run(
+        done_in_time
+    )
+    assert done(), f"not within {_LONGEST_SECONDS} s"
 
 
 def test_poison_job_stops_after_three_attempts_with_its_reason(
