@@ -141,6 +141,15 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _refuse_password_for_nobody(self) -> Settings:
+        if self.database_password_file is not None and "@" not in self.database_url:
+            raise ValueError(
+                "GRAFT_DATABASE_PASSWORD_FILE needs a GRAFT_DATABASE_URL with a user: "
+                "postgresql+psycopg://user@host/name"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refuse_open_doors(self) -> Settings:
         if not self.is_loopback and not self.allow_anonymous:
             raise ValueError(

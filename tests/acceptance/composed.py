@@ -62,7 +62,7 @@ class Composed:
             assert awaited == "postgres" or awaited in self.processes, f"{name} needs {awaited}"
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                self._confined(service["command"]),
+                self.confined(_python(service["command"])),
                 env=self._environment(service),
                 cwd=self.folder,
                 stdout=log,
@@ -104,14 +104,15 @@ class Composed:
             **self.overrides,
         }
 
-    def _confined(self, command: list[str]) -> list[str]:
+    def confined(self, command: list[str]) -> list[str]:
+        """Return a command that runs another one confined, where we may."""
         if not can_confine():
-            return _python(command)
+            return command
         data, temporary = self.folder / "data", self.folder / "tmp"
         script = _CONFINE.format(
             data=shlex.quote(str(data)),
             temporary=shlex.quote(str(temporary)),
-            command=shlex.join(_python(command)),
+            command=shlex.join(command),
         )
         return ["unshare", "--mount", "sh", "-c", script]
 
