@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -126,12 +127,16 @@ def can_confine() -> bool:
 @contextmanager
 def composed(folder: Path, port: int, overrides: Mapping[str, str]) -> Iterator[Composed]:
     """Yield the services, none started but PostgreSQL; kill what still runs at the end."""
-    for name in ("data", "tmp", "run", "postgres"):
+    for name in ("data", "tmp"):
         (folder / name).mkdir()
     password_file = folder / "database_password"
     password_file.write_text("pass:word@with/signs\n")
     services = compose_services(password_file, "compose.yaml")
-    with postgresql_server(folder / "postgres") as server_uri:
+    with (
+        # Not below pytest's folder, which is closed to the user that PostgreSQL runs as
+        tempfile.TemporaryDirectory(prefix="graft-postgres-") as postgres,
+        postgresql_server(Path(postgres)) as server_uri,
+    ):
         socket_folder = _database_with_password(server_uri, password_file.read_text().strip())
         places = {
             "/run/secrets/database_password": str(password_file),
