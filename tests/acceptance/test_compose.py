@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.client import Graft, wait_until_ready
+from service.client import Graft, GraftProblem, wait_until_ready
 from service.free_port import free_port
 from tests.acceptance.composed import Composed, can_confine, composed
 from tests.acceptance.judging import right_answers
@@ -39,10 +39,17 @@ def services(
 def test_main_job_through_the_services_of_the_compose_file(
     services: Composed, shared: Path, port: int
 ) -> None:
-    for name in ("inference", "api", "worker"):
+    key = services.run("api", "keys", "create", "--scope", "admin")
+    services.start("inference")
+    for name in ("api", "worker"):
         services.start(name)
+        services.wait_until_healthy(name)
+    services.wait_until_healthy("inference")
     archive = shared / "data" / "hymenoptera.zip"
-    with Graft(f"http://127.0.0.1:{port}") as graft:
+    with Graft(f"http://127.0.0.1:{port}") as nobody, pytest.raises(GraftProblem) as refused:
+        list(nobody.models())
+    assert refused.value.status == 401
+    with Graft(f"http://127.0.0.1:{port}", key=key) as graft:
         wait_until_ready(graft)
         dataset = graft.wait_for_dataset(graft.upload(archive, name="insects")["id"])
         submitted = graft.submit(dataset["id"], backbone="squeezenet1_1", model="insects")
@@ -50,6 +57,7 @@ def test_main_job_through_the_services_of_the_compose_file(
         assert services.stop("worker") == 0, services.log("worker")[-3000:]
         assert graft.job(submitted["id"])["status"] == "queued"
         services.start("worker")
+        services.wait_until_healthy("worker")
         job = graft.wait_for_job(submitted["id"])
         assert job["attempt"] == 2
         right = right_answers(graft, archive, dataset, "insects")
