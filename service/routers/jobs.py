@@ -6,6 +6,7 @@ import asyncio
 import pathlib
 import re
 import time
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -25,7 +26,7 @@ from jobs.errors import (
 from jobs.reproduction import spec_of_reproduction
 from jobs.run_files import list_run_files, open_run_file
 from jobs.states import TERMINAL, JobEvent, JobState
-from jobs.store import datasets, events, idempotency, jobs
+from jobs.store import datasets, events, idempotency, jobs, webhooks
 from jobs.store.datasets import Dataset
 from jobs.store.jobs import Job
 from models_cache import durable
@@ -34,6 +35,7 @@ from service.errors import NothingHere, ValidationFailed
 from service.event_stream import stream_events
 from service.json_body import json_body, json_request
 from service.race_schemas import race_spec
+from service.receivers import checked_receiver, register, secret_to_tell, webhook_body
 from service.recipe_schemas import check_parameters
 from service.schemas import EventBody, FileBody, JobBody, JobRequest, Page, RetryRequest
 from service.services import (
@@ -52,6 +54,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _LONGEST_WAIT_SECONDS = 120.0
 _POLL_SECONDS = 0.05
+_BESIDE_SPEC = ("metadata", "webhook")  # told as fields of their own
 #: Where what was asked for is already done, or under way.
 _DONE = {
     JobEvent.CANCEL: (JobState.CANCELLING, JobState.CANCELLED),
@@ -79,13 +82,14 @@ async def create_job(
     prefer: Annotated[str | None, Header(description="`wait=N`: wait up to N seconds.")] = None,
 ) -> JobBody:
     """Queue a job; with `Prefer: wait=N` the answer comes at its end or after N seconds."""
-    job = await run_in_threadpool(accept, services, body, idempotency_key)
+    accepted = await run_in_threadpool(accept, services, body, idempotency_key)
+    job = accepted.job
     wait_seconds = _preferred_wait(prefer)
     if wait_seconds:
         response.headers["Preference-Applied"] = f"wait={wait_seconds:.0f}"
         job = await wait_for_end(services, job, wait_seconds)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return await run_in_threadpool(_placed, services, job)
+    return await run_in_threadpool(_placed, services, job, accepted.secret)
 
 
 @router.get("")
@@ -209,11 +213,20 @@ def _run_folder(services: Services, job: Job) -> pathlib.Path:
     return services.settings.data_dir / "runs" / job.id
 
 
-def accept(services: Services, body: JobRequest, idempotency_key: str | None) -> Job:
+@dataclass(frozen=True)
+class Accepted:
+    """A job on disk, and the secret of its webhook if this very request made it."""
+
+    job: Job
+    secret: str | None
+
+
+def accept(services: Services, body: JobRequest, idempotency_key: str | None) -> Accepted:
     """Check a request completely, then put the job and its key on disk in one transaction.
 
     Raises:
         ValidationFailed, RecipeError, WeightsError: Something of it is unknown or out of bounds.
+        ForbiddenUrl: Its webhook leads where nothing may.
         DatasetNotFound, DatasetRejected: There is nothing to train on.
         IdempotencyMismatch: The key was used for another request.
     """
@@ -221,14 +234,22 @@ def accept(services: Services, body: JobRequest, idempotency_key: str | None) ->
         durable.canonical_json(["jobs", body.model_dump(mode="json")])
     )
     spec = _checked_spec(services, body)
+    secret = checked_receiver(services.settings.egress, body.webhook)
+    if body.webhook is not None:
+        spec = {**spec, "webhook": {"url": body.webhook.url}}
+
+    def insert() -> str:
+        job = _insert(connection, body, spec)
+        register(connection, job, body.webhook, secret)
+        return job.id
+
     with services.database.write() as connection:
-        job_id = idempotency.once(
-            connection, idempotency_key, fingerprint, lambda: _insert(connection, body, spec)
-        )
-        return jobs.get(connection, job_id)
+        job_id = idempotency.once(connection, idempotency_key, fingerprint, insert)
+        job = jobs.get(connection, job_id)
+        return Accepted(job, secret_to_tell(connection, job_id, secret))
 
 
-def _insert(connection: Connection, body: JobRequest, spec: dict[str, Any]) -> str:
+def _insert(connection: Connection, body: JobRequest, spec: dict[str, Any]) -> Job:
     dataset = datasets.get(connection, body.dataset)
     _require_usable(dataset, body.type)
     model = spec.get("model")
@@ -242,7 +263,7 @@ def _insert(connection: Connection, body: JobRequest, spec: dict[str, Any]) -> s
         dataset_id=dataset.id,
         model=model,
     )
-    return jobs.accept(connection, new).id
+    return jobs.accept(connection, new)
 
 
 def _accept_retry(connection: Connection, job: Job, reproduce: bool) -> Job:
@@ -258,7 +279,9 @@ def _accept_retry(connection: Connection, job: Job, reproduce: bool) -> Job:
     )
     if job.dataset_id is not None:
         _require_usable(datasets.get(connection, job.dataset_id), job.type)
-    return jobs.accept(connection, new)
+    again = jobs.accept(connection, new)
+    webhooks.hand_on(connection, job.id, again.id)
+    return again
 
 
 def _require_usable(dataset: Dataset, job_type: str) -> None:
@@ -330,15 +353,15 @@ def _event_page(services: Services, job_id: str, after: int, limit: int) -> Page
     return Page(data=shown, has_more=more, next=str(shown[-1].seq) if more else None)
 
 
-def _placed(services: Services, job: Job) -> JobBody:
+def _placed(services: Services, job: Job, secret: str | None = None) -> JobBody:
     """Return a job's body with its place in the queue."""
     if job.status is not JobState.QUEUED:
-        return _body(job, None)
+        return _body(job, None, secret)
     with services.database.read() as connection:
-        return _body(job, jobs.queue_position(connection, job))
+        return _body(job, jobs.queue_position(connection, job), secret)
 
 
-def _body(job: Job, position: int | None) -> JobBody:
+def _body(job: Job, position: int | None, secret: str | None = None) -> JobBody:
     return JobBody(
         id=job.id,
         type=job.type,
@@ -346,7 +369,7 @@ def _body(job: Job, position: int | None) -> JobBody:
         phase=job.phase,
         queue_position=position,
         progress=job.progress,
-        spec={key: value for key, value in job.spec.items() if key != "metadata"},
+        spec={key: value for key, value in job.spec.items() if key not in _BESIDE_SPEC},
         resolved=job.resolved,
         metrics=job.metrics,
         resources=job.resources,
@@ -355,6 +378,7 @@ def _body(job: Job, position: int | None) -> JobBody:
         result=job.result,
         error=error_of(job),
         metadata=job.spec.get("metadata", {}),
+        webhook=webhook_body(job, secret),
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
