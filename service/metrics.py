@@ -7,7 +7,7 @@ first). Histograms have no model: a thousand models would make sixteen thousand 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +39,13 @@ class Backlog:
         jobs: How many jobs are in each state.
         queue_age_seconds: For how long the oldest queued job waits; 0 if none does.
         workers_alive: Workers heard of lately.
+        webhooks: How many messages of webhooks are in each state.
     """
 
     jobs: dict[str, int]
     queue_age_seconds: float
     workers_alive: int
+    webhooks: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,11 @@ class _Around(Collector):
         age_seconds = seen.backlog.queue_age_seconds
         yield _gauge("job_queue_age_seconds", "The oldest queued job waits so long", age_seconds)
         yield _gauge("workers_alive", "Workers heard of lately", seen.backlog.workers_alive)
+        what = "Messages of webhooks by state, while they are kept"
+        messages = GaugeMetricFamily("graft_webhook_deliveries", what, labels=("status",))
+        for status, count in seen.backlog.webhooks.items():
+            messages.add_metric((status,), count)
+        yield messages
 
 
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:
