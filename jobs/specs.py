@@ -116,7 +116,7 @@ def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Data
         "export": _export,
     }[job.type](machine, job, dataset, parent)
     path = folder / FILE_NAME
-    durable.write_bytes(path, durable.canonical_json({**common, **particular}))
+    durable.write_bytes(path, durable.canonical_json({**common, **particular}), point="spec")
     return path
 
 

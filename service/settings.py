@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.datasets.limits import IngestLimits
+from jobs.keys import Limits
 from jobs.specs import Machine
+from jobs.store.ballast import Ballast
 from jobs.worker_limits import WorkerLimits
 from models_cache.egress_policy import EgressPolicy
+from service.connection_limits import ConnectionLimits
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 _MOST_DECODERS = 8
+_REQUESTS_PER_MINUTE = 6000  # where others can reach the service
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,2})?)$"
 
 
@@ -96,10 +100,33 @@ class Settings(BaseSettings):
     disk_cache_bytes: int = Field(
         20 << 30, ge=0, description="Bound of decoded pixels and features on disk, in bytes."
     )
+    low_water_bytes: int = Field(
+        256 << 20,
+        ge=0,
+        description="With less than so much of the disk free, nothing new is begun; in bytes.",
+    )
+    ballast_bytes: int = Field(
+        64 << 20, ge=0, description="File kept so that SQLite can write on a full disk, in bytes."
+    )
     max_upload_bytes: int = Field(
         2 << 30, ge=1024, description="Largest data set archive, in bytes."
     )
     max_image_pixels: int = Field(40_000_000, ge=1024, description="Largest image, in pixels.")
+    max_connections: int = Field(
+        1000, ge=16, le=65_536, description="Most connections at once; fewer where files are few."
+    )
+    max_uploads: int = Field(
+        128, ge=1, le=65_536, description="Most requests at once whose bodies are still arriving."
+    )
+    head_seconds: float = Field(
+        15.0, gt=0, le=3600, description="In which the head of a request has to be there."
+    )
+    slow_seconds: float = Field(
+        30.0, gt=0, le=3600, description="For so long a client may be slower than the least rate."
+    )
+    min_bytes_per_second: int = Field(
+        1024, ge=1, le=1 << 30, description="Least rate of a body, and of reading an answer."
+    )
     idempotency_seconds: float = Field(
         86_400.0, ge=1, description="For so long a request with the same key is made only once."
     )
@@ -114,6 +141,26 @@ class Settings(BaseSettings):
     )
     stall_seconds: float = Field(
         300.0, ge=1, description="An attempt without progress for so long is restarted."
+    )
+    requests_per_minute: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="Of one API key; 0: no bound on loopback, 6000 elsewhere. Keys may have own.",
+    )
+    max_unfinished_jobs: int = Field(
+        0, ge=0, description="Most jobs of a project that have not ended; 0: no bound."
+    )
+    max_datasets: int = Field(0, ge=0, description="Most data sets of a project; 0: no bound.")
+    max_stored_bytes: int = Field(
+        0, ge=0, description="Most bytes that a project may have uploaded; 0: no bound."
+    )
+    max_false_keys_per_minute: int = Field(
+        20, ge=1, le=10**6, description="From one address, before the answer is 429 for a while."
+    )
+    public_metrics: bool = Field(False, description="Answer /metrics without an API key.")
+    audit_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="Bound of the audit log on disk; the oldest goes."
     )
     faults: str = Field("", description="For tests: named points at which a process is to fail.")
 
@@ -135,15 +182,6 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @model_validator(mode="after")
-    def _refuse_open_doors(self) -> Settings:
-        if not self.is_loopback and not self.allow_anonymous:
-            raise ValueError(
-                f"GRAFT_HOST={self.host} can be reached by others and there are no API keys; "
-                "set GRAFT_ALLOW_ANONYMOUS=1 if a proxy in front checks who calls"
-            )
-        return self
-
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the api."""
@@ -160,6 +198,12 @@ class Settings(BaseSettings):
         return self.inference_url or f"unix://{self.data_dir / 'run' / 'inference.sock'}"
 
     @cached_property
+    def ballast(self) -> Ballast:
+        """The file beside the database that is given up when the disk is full."""
+        size_bytes = 0 if self.database_url else self.ballast_bytes
+        return Ballast(self.data_dir / "ballast", size_bytes, self.low_water_bytes)
+
+    @cached_property
     def resolved_train_threads(self) -> int:
         """CPU threads of a training child."""
         return self.train_threads or available_cores()
@@ -173,6 +217,28 @@ class Settings(BaseSettings):
     def egress(self) -> EgressPolicy:
         """Where outgoing requests may lead."""
         return EgressPolicy.of(self.egress_allow, self.egress_proxy)
+
+    @cached_property
+    def connection_limits(self) -> ConnectionLimits:
+        """What clients may hold open, files permitting."""
+        return ConnectionLimits(
+            connections=self.max_connections,
+            uploads=self.max_uploads,
+            head_seconds=self.head_seconds,
+            grace_seconds=self.slow_seconds,
+            min_bytes_per_second=self.min_bytes_per_second,
+        )
+
+    @cached_property
+    def key_limits(self) -> Limits:
+        """What an API key without limits of its own may use."""
+        per_minute = self.requests_per_minute or (0 if self.is_loopback else _REQUESTS_PER_MINUTE)
+        return Limits(
+            requests_per_minute=per_minute or None,
+            unfinished_jobs=self.max_unfinished_jobs or None,
+            datasets=self.max_datasets or None,
+            stored_bytes=self.max_stored_bytes or None,
+        )
 
     @cached_property
     def ingest_limits(self) -> IngestLimits:
@@ -209,6 +275,7 @@ class Settings(BaseSettings):
             disk_cache_bytes=self.disk_cache_bytes,
             idempotency_seconds=self.idempotency_seconds,
             webhook_retention_seconds=self.webhook_retention_seconds,
+            low_water_bytes=self.low_water_bytes,
         )
 
 

@@ -18,10 +18,6 @@ from service.cli.configuration import load_settings
 from service.settings import Settings, child_environment, visible_devices
 from service.version import VERSION
 
-#: Bound on headers and request line; the parser answers 400 beyond it.
-_MAX_HEADER_BYTES = 32 << 10
-
-
 app = typer.Typer(name="graft", add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -52,26 +48,25 @@ def serve() -> None:
 
 def api() -> None:
     """Run the api process alone."""
-    import uvicorn
-
+    from service.access_errors import DoorsOpen
     from service.app import create_app
-    from service.middleware import RequestLog
+    from service.connection_limits import within_open_files
+    from service.http_server import run_server
+    from service.middleware import RequestLog, UploadLimit
+    from service.secure_answers import SecureAnswers
+    from service.supervisor import MISCONFIGURED_STATUS
 
     settings = load_settings()
     _prepare(settings)
-    application = create_app(settings)
-    uvicorn.run(
-        RequestLog(application, application.state.services.metrics.saw_request),
-        host=settings.host,
-        port=settings.port,
-        http="h11",  # bounds headers and refuses two Host headers, unlike httptools
-        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=8,
-        timeout_keep_alive=75,
-    )
+    try:
+        application = create_app(settings)
+    except DoorsOpen as error:
+        print(f"graft: {error}", file=sys.stderr)
+        raise typer.Exit(MISCONFIGURED_STATUS) from None
+    limits = within_open_files(settings.connection_limits)
+    answering = SecureAnswers(UploadLimit(application, limits.uploads))
+    logged = RequestLog(answering, application.state.services.metrics.saw_request)
+    run_server(logged, settings.host, settings.port, limits)
 
 
 def inference() -> None:
@@ -110,7 +105,7 @@ def worker() -> None:
     settings = load_settings()
     _prepare(settings)
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.resolved_database_url, settings.ballast)
     database.migrate()
     executor = LocalExecutor(child_environment(settings))
     executor.warm()
