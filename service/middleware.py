@@ -14,6 +14,7 @@ import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
 
 from jobs.keys import without_keys
+from models_cache import logs
 from service.errors import TooManyUploads
 from service.problems import GONE_STATUS, error_answer
 
@@ -62,15 +63,15 @@ class RequestLog:
                 message["headers"].append((b"x-request-id", request_id.encode()))
             await send(message)
 
-        try:
-            await self._app(scope, receive, sending)
-        except ClientDisconnect:
-            pass
-        finally:
-            seconds = time.perf_counter() - started
-            path = ascii(without_keys(scope["path"])[:200])[1:-1]
-            log.info("%s %s %d %.1fms %s", scope["method"], path, status, seconds * 1e3, request_id)
-            self._observe(scope, status, seconds)
+        with logs.about(request_id=request_id):
+            try:
+                await self._app(scope, receive, sending)
+            except ClientDisconnect:
+                pass
+            finally:
+                seconds = time.perf_counter() - started
+                _log_request(scope, status, seconds, request_id)
+                self._observe(scope, status, seconds)
 
 
 class UploadLimit:
@@ -178,6 +179,14 @@ class HeadAsGet:
         # Version 2.3 of the protocol: streams listen for the client's end
         asgi = {**scope["asgi"], "spec_version": "2.3"}
         await self._app({**scope, "method": "GET", "asgi": asgi}, receiving, sending)
+
+
+def _log_request(scope: Scope, status: int, seconds: float, request_id: str) -> None:
+    method, path = scope["method"], ascii(without_keys(scope["path"])[:200])[1:-1]
+    milliseconds = round(seconds * 1e3, 1)
+    told = {"method": method, "path": path, "status": status, "duration_ms": milliseconds}
+    line = "%s %s %d %.1fms %s"
+    log.info(line, method, path, status, milliseconds, request_id, extra={"facts": told})
 
 
 def _is_local(host: str) -> bool:

@@ -21,6 +21,7 @@ from models_cache.weights import WeightsVault
 from service.audit import AuditLog
 from service.engine_wishes import EngineWishes
 from service.errors import ValidationFailed
+from service.folder_sizes import FolderSizes
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
 from service.key_ring import KeyRing
@@ -51,6 +52,7 @@ class Services:
     versions: VersionFinder
     indexer: Indexer
     shadows: Shadows
+    folder_sizes: FolderSizes
     engine_wishes: EngineWishes
     metrics: ServiceMetrics
     key_ring: KeyRing
