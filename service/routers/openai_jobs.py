@@ -27,7 +27,7 @@ from service.openai_schemas import (
 )
 from service.openai_shapes import checkpoint_object, event_object, job_object
 from service.receivers import webhook_body
-from service.routers.jobs import accept, ask, wait_for_end
+from service.routers.jobs import ask, wait_for_end
 from service.routers.openai_files import MAX_PAGE, CursorLimit
 from service.schemas import JobRequest, Page
 from service.services import (
@@ -39,6 +39,7 @@ from service.services import (
     ServicesDep,
     model_name_from,
 )
+from service.submission import accept
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai fine-tuning"])
 

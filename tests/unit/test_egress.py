@@ -326,6 +326,8 @@ _ALLOWED = {
     "models_cache/egress.py": {"httpcore2"},
     # To our own inference process:
     "service/http_connections.py": {"asyncio.open_connection", "asyncio.open_unix_connection"},
+    # To the collector of spans that the operator names:
+    "models_cache/tracing.py": {"opentelemetry.exporter.otlp.proto.http.trace_exporter"},
     # To the service, from its users' side:
     "service/connection.py": {"httpx2"},
     "service/client.py": {"httpx2"},
@@ -345,6 +347,7 @@ _CLIENTS = {
     "smtplib",
     "xmlrpc.client",
     "obstore",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "torch.hub",
     "torchvision.datasets.utils",
 }
