@@ -23,6 +23,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from jobs.store.figures import Health
+from jobs.store.webhooks import Status
 from service.job_metrics import JobMetrics
 from service.version import VERSION
 
@@ -49,7 +50,7 @@ class Backlog:
     queue_age_seconds: float
     workers_alive: int
     health: Health
-    webhooks: Mapping[str, int]
+    webhooks: Mapping[Status, int]
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ class WebhookSender:
             if not webhooks.is_due(connection):
                 return None
         lease = timedelta(seconds=2 * self._limits.timeout_seconds)
-        with self._database.write() as connection:
+        with self._database.write("webhook_claim") as connection:
             return webhooks.claim(connection, lease)
 
     def _attend(self, claimed: Claim) -> None:
@@ -162,7 +162,7 @@ class WebhookSender:
             if status == "pending" and claimed.tries_left == 0:
                 status = "failed"
             response = outcome.response_status, outcome.error
-            with self._database.write() as connection:
+            with self._database.write("webhook_note") as connection:
                 webhooks.conclude(connection, claimed, status, response, wait)
             log.info(
                 "webhook %s to %s, attempt %d: %s",

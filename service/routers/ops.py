@@ -71,7 +71,7 @@ def _backlog(services: Services) -> Backlog | None:
         return None
     age_seconds = 0.0 if since is None else (utc_now() - since).total_seconds()
     by_state = {state.value: count for state, count in counts.items()}
-    return Backlog(by_state, age_seconds, alive, health, {**messages})
+    return Backlog(by_state, age_seconds, alive, health, messages)
 
 
 def _look(services: Services) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def redeliver(
     delivery_id: Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,48}$")],
 ) -> DeliveryBody:
     """Send a message again, with the same id; one that is being sent is left alone."""
-    with services.database.write() as connection:
+    with services.database.write("webhook_redeliver") as connection:
         return _body(webhooks.redeliver(connection, job.id, delivery_id))
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -29,7 +30,7 @@ SETTINGS = {
     "GRAFT_FAULTS": "webhook.after_send=kill",  # the first message kills its worker
     "GRAFT_LOG_LEVEL": "debug",
 }
-QUICK = {"backbone": "squeezenet1_1", "parameters": {"folds": 2}}
+QUICK: dict[str, Any] = {"backbone": "squeezenet1_1", "parameters": {"folds": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_what_an_address_says_of_itself_is_refused_before_the_job(
         assert (refused.value.status, refused.value.code) == (422, "forbidden-url"), url
         assert "hunter2" not in json.dumps(refused.value.problem)
     for webhook in (
-        {"url": "https://example.com/", "secret": "short"},
+        {"url": "https://example.com/", "secret": "whsec_c2VjcmV0"},
         {"url": ""},
         {"url": "https://example.com/", "events": []},
         "https://example.com/",
@@ -151,7 +152,7 @@ def test_what_an_address_says_of_itself_is_refused_before_the_job(
         with pytest.raises(GraftProblem) as refused:
             graft.submit(dataset_id, webhook=webhook, **QUICK)
         assert (refused.value.status, refused.value.code) == (422, "validation-failed")
-        assert "short" not in json.dumps(refused.value.problem)
+        assert "c2VjcmV0" not in json.dumps(refused.value.problem)
     assert [job["id"] for job in graft.jobs()] == before
 
 

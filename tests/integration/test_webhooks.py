@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,36 +21,39 @@ from jobs.states import JobEvent
 from jobs.store import jobs, webhooks
 from jobs.store.database import Database
 from jobs.store.jobs import NewJob
-from jobs.store.tables import webhook_attempts
+from jobs.store.tables import DEFAULT_PROJECT, webhook_attempts
 from jobs.store.webhooks import Delivery, Webhook
 from jobs.webhooks.sender import ATTEMPT_THREAD, Outcome, SenderLimits, WebhookSender
 from jobs.webhooks.signing import key_of, new_secret
 from models_cache.egress import Resolve, resolve_name
 from models_cache.egress_policy import PUBLIC_ONLY, EgressPolicy, read_url
-from tests.databases import KINDS, new_database
 from tests.receiver import Receiver, receiver
 from tests.waiting import until
 
 SECRET = new_secret()
 LOOPBACK = EgressPolicy.of(["127.0.0.1"])
+#: On the way of one message, in this order.
+POINTS = (
+    "webhook_claim.before_tx",
+    "webhook_claim.in_tx",
+    "webhook_claim.after_commit",
+    "webhook.after_send",
+    "webhook_note.before_tx",
+    "webhook_note.in_tx",
+    "webhook_note.after_commit",
+)
 FAST = SenderLimits(timeout_seconds=5.0, first_wait_seconds=0.001)
 
 
-@pytest.fixture(params=KINDS)
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    url = f"sqlite:///{tmp_path / 'graft.db'}"
-    if request.param == "postgresql":
-        url = new_database(request.getfixturevalue("postgresql"))
-    database = Database(url)
-    database.migrate()
-    yield database
-    # The receiver has gone: what hung there is being noted.
+@pytest.fixture(autouse=True)
+def nothing_is_left(database: Database) -> Iterator[None]:
+    """Before the database is closed, what hung at the receiver, which has gone, is noted."""
+    yield
     until(lambda: not [t for t in threading.enumerate() if t.name == ATTEMPT_THREAD], 20.0)
-    database.close()
 
 
 @pytest.fixture
-def hook() -> Iterator[Receiver]:
+def hook(nothing_is_left: None) -> Iterator[Receiver]:
     with receiver() as running:
         yield running
 
@@ -77,7 +83,10 @@ def end_within(
     connection: Connection, job_id: str, url: str, event: JobEvent = JobEvent.CANCEL
 ) -> None:
     spec = {"metadata": {"ticket": "7"}}
-    job = jobs.accept(connection, NewJob(id=job_id, type="fine_tune", spec=spec, model="m"))
+    job = jobs.accept(
+        connection,
+        NewJob(id=job_id, type="fine_tune", spec=spec, model="m", project=DEFAULT_PROJECT),
+    )
     row = Webhook(job_id, job.project, url, SECRET, read_url(url).origin)
     webhooks.register(connection, row)
     changes = {"error": {"code": "diverged", "facts": {}, "message": "so"}}
@@ -250,6 +259,26 @@ def test_a_message_that_takes_its_sender_down_each_time_ends(
     assert hook.received == []
 
 
+def test_a_sender_killed_at_every_point_delivers_at_least_once_under_one_id(
+    database: Database, database_url: str, hook: Receiver, tmp_path: Path
+) -> None:
+    end_job(database, "job_1", hook.url())
+    once = tmp_path / "faults"
+    plan = ",".join(f"{point}=kill" for point in POINTS)
+    program = [sys.executable, "-m", "tests.integration.webhook_sender", str(len(POINTS))]
+    senders = subprocess.run(
+        [*program, database_url, plan, str(once)], timeout=150, check=True, capture_output=True
+    )
+    assert senders.stdout.split() == [b"%d" % -signal.SIGKILL] * len(POINTS)
+    assert {path.name for path in once.iterdir()} == set(POINTS)
+    delivery = the_delivery(database, "job_1")
+    assert delivery.status == "delivered"
+    unknown = [webhooks.UNKNOWN] * 4  # the outcome of each is lost; three of them were received
+    assert [a.error for a in delivery.attempts] == [*unknown, None]
+    assert [each.id for each in hook.received] == [delivery.id] * 4
+    assert len({each.body for each in hook.received}) == 1
+
+
 def test_receivers_that_ask_for_patience_get_it(database: Database, hook: Receiver) -> None:
     hook.plan.statuses, hook.plan.headers = [429], {"Retry-After": "100"}
     end_job(database, "job_1", hook.url())
@@ -274,7 +303,7 @@ def test_ended_messages_are_forgotten_with_their_attempts_and_pending_ones_kept(
         assert webhooks.of_job(connection, "job_1") == []
         assert connection.scalar(select(func.count()).select_from(webhook_attempts)) == 0
         assert webhooks.count_by_status(connection)["pending"] == 1
-        jobs.remove(connection, "job_2")
+        jobs.remove(connection, "job_2", DEFAULT_PROJECT)
         assert webhooks.of_job(connection, "job_2") == []
 
 
