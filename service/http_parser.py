@@ -13,6 +13,7 @@ import h11
 #: Bound on the request line and the headers together, and on what frames chunks.
 MAX_HEAD_BYTES = 32 << 10
 _MAX_HEADERS = 100
+_VERSIONS = (b"1.0", b"1.1")
 _MAX_TARGET_BYTES = 8 << 10
 _FREE_CHUNKS = 4096
 _MIN_MEAN_CHUNK_BYTES = 256  # of the chunks beyond those
@@ -104,5 +105,7 @@ def _head_fault(request: h11.Request) -> Refusal | None:
         return _LONG_HEAD
     if len(request.target) > _MAX_TARGET_BYTES:
         return _LONG_TARGET
+    if request.http_version not in _VERSIONS:
+        return MALFORMED
     names = {name.lower() for name, _ in headers}
     return _TWO_LENGTHS if {b"content-length", b"transfer-encoding"} <= names else None

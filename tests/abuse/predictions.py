@@ -85,7 +85,7 @@ _PREDICTIONS = (
     Case("H02-true", "a version that is true", Call("PUT", "/v1/models/{model}/aliases/stable", lambda: b'{"version": true}', _JSON), _INVALID),
     Case("H02-latest", "an alias of ours", Call("PUT", "/v1/models/{model}/aliases/latest", lambda: b'{"version": 1}', _JSON), refused(422, "alias-reserved")),
     Case("H02-race", "another one was faster", Call("PUT", "/v1/models/{model}/aliases/default", lambda: b'{"version": 1, "if_current": 7}', _JSON), refused(409, "alias-conflict")),
-    Case("H02-dots", "an alias of dots", Call("PUT", "/v1/models/{model}/aliases/..", lambda: b'{"version": 1}', _JSON), refused(404, "not-found")),
+    Case("H02-dots", "an alias of dots", Call("PUT", "/v1/models/{model}/aliases/%252e%252e", lambda: b'{"version": 1}', _JSON), _INVALID),
     Case("H02-in-use", "the version that is served", Call("DELETE", "/v1/models/{model}/versions/1"), refused(409, "version-in-use")),
 )  # fmt: skip
 

@@ -66,6 +66,8 @@ _SLOW = (
         + HOST
         + b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
     ),
+    _slow("FH03-bare", "bare line feeds", _CHUNKED.replace(b"\r\n", b"\n") + b"1\nx\n0\n\n"),
+    _slow("FH13-redis", "Redis", b"*1\r\n$4\r\nPING\r\n"),
 )
 
 _LENGTHS = (
@@ -163,12 +165,6 @@ _CHUNKS = (
         lambda: _CHUNKED + b"4\r\nPK\3\4\r\n0\r\n" + b"X: y\r\n" * 170_000 + b"\r\n",
     ),
     _raw("FH03-end", "a chunk with a wrong end", _CHUNKED + b"1\r\nxyz\r\n0\r\n\r\n"),
-    _raw(
-        "FH03-bare",
-        "bare line feeds",
-        _CHUNKED.replace(b"\r\n", b"\n") + b"1\nx\n0\n\n",
-        refused(415, "archive-type-unknown"),
-    ),
 )
 
 _HEADS = (
@@ -237,8 +233,13 @@ _HEADS = (
     _raw("FH13-tls", "TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50)),
     _raw("FH13-h2", "HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     _raw("FH13-09", "HTTP/0.9", b"GET /\r\n\r\n"),
+    _raw(
+        "FH13-dots",
+        "dots in an address",
+        b"GET /v1/jobs/job_absent/files/.. HTTP/1.1\r\n" + CLOSE + b"\r\n",
+        refused(404, "job-not-found"),
+    ),
     _raw("FH13-3", "HTTP/3.0", b"GET / HTTP/3.0\r\n" + HOST + b"\r\n"),
-    _raw("FH13-redis", "Redis", b"*1\r\n$4\r\nPING\r\n"),
     _raw("FH13-ssh", "SSH", b"SSH-2.0-OpenSSH_9.2\r\n\r\n"),
     _raw(
         "FH13-websocket",
