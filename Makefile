@@ -16,7 +16,7 @@ FIGURES ?= .
 export DATA CATALOG BACKBONE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo check format test gpu cover bench bench-gpu soak lock clean
+.PHONY: help install run demo check format test test-postgres gpu cover bench bench-gpu soak lock clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -49,6 +49,9 @@ format: install ## Format and fix what can be fixed
 
 test: install ## Run the tests (those of the real images need ../shared)
 	$(BIN)/pytest -m "not gpu" -n $(PYTEST_WORKERS) --dist loadfile
+
+test-postgres: install ## Run the tests that have a database, on a real PostgreSQL server
+	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "database and not gpu" -n $(PYTEST_WORKERS) --dist loadfile
 
 gpu: install ## Run the tests that need a CUDA device; without one they fail, and say so
 	GRAFT_REQUIRE_GPU=1 $(BIN)/pytest -m gpu tests/gpu

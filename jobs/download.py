@@ -11,6 +11,7 @@ from jobs.eta import PhaseEstimate
 from jobs.progress import FILE_NAME, ProgressWriter
 from models_cache import faults
 from models_cache.catalogue import Catalogue
+from models_cache.egress_policy import EgressPolicy
 from models_cache.errors import GraftError
 from models_cache.weights import WeightsVault, obtain
 
@@ -22,6 +23,7 @@ def download(spec: dict[str, Any], progress: ProgressWriter) -> None:
         Path(spec["data_folder"]) / "weights",
         spec["weights_sources"],
         offline=spec["offline"],
+        egress=EgressPolicy.of(**spec["egress"]),
     )
 
     def report(done_bytes: int, total_bytes: int | None) -> None:

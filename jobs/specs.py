@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models_cache import durable
+from models_cache.egress_policy import PUBLIC_ONLY, EgressPolicy
 
 if TYPE_CHECKING:  # settings need `Machine`, and every process settings: without the database
     from jobs.store.datasets import Dataset
@@ -27,6 +28,7 @@ class Machine:
         weights_sources: Folders or base URLs tried before the official one.
         weights_catalogues: JSON files that add weights.
         offline: Never open a connection for weights.
+        egress: Where connections may lead.
         device: `auto`, `cpu`, `cuda` or `cuda:<n>`.
         gpus: Names of those that torch finds, in its order; trainings side by side get one each.
         train_threads: CPU threads of a training child.
@@ -39,6 +41,7 @@ class Machine:
     weights_sources: tuple[str, ...] = ()
     weights_catalogues: tuple[str, ...] = ()
     offline: bool = False
+    egress: EgressPolicy = PUBLIC_ONLY
     device: str = "auto"
     gpus: tuple[str, ...] = ()
     train_threads: int = 1
@@ -113,7 +116,7 @@ def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Data
         "export": _export,
     }[job.type](machine, job, dataset, parent)
     path = folder / FILE_NAME
-    durable.write_bytes(path, durable.canonical_json({**common, **particular}))
+    durable.write_bytes(path, durable.canonical_json({**common, **particular}), point="spec")
     return path
 
 
@@ -122,6 +125,7 @@ def _weights(machine: Machine) -> dict[str, Any]:
         "weights_sources": list(machine.weights_sources),
         "weights_catalogues": list(machine.weights_catalogues),
         "offline": machine.offline,
+        "egress": machine.egress.as_json(),
     }
 
 

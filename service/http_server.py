@@ -52,6 +52,7 @@ def run_server(application: Application, host: str, port: int, limits: Connectio
         port=port,
         http=listener.protocol,  # type: ignore[arg-type]  # called, never asked for its bases
         ws="none",
+        loop="uvloop",
         backlog=limits.backlog,
         callback_notify=listener.check,
         timeout_notify=0,  # at every second's tick

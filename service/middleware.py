@@ -13,6 +13,7 @@ from typing import Any
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
 
+from jobs.keys import without_keys
 from service.errors import TooManyUploads
 from service.problems import GONE_STATUS, error_answer
 
@@ -58,12 +59,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
-                names = {name for name, _ in message["headers"]}
-                message["headers"] += [pair for pair in headers if pair[0] not in names]
+                message["headers"].append((b"x-request-id", request_id.encode()))
             await send(message)
 
         try:
@@ -72,7 +68,7 @@ class RequestLog:
             pass
         finally:
             seconds = time.perf_counter() - started
-            path = ascii(scope["path"][:200])[1:-1]
+            path = ascii(without_keys(scope["path"])[:200])[1:-1]
             log.info("%s %s %d %.1fms %s", scope["method"], path, status, seconds * 1e3, request_id)
             self._observe(scope, status, seconds)
 

@@ -8,7 +8,6 @@ SQLite before 3.51.3 can corrupt a WAL file that several processes checkpoint.
 from __future__ import annotations
 
 import fcntl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,6 +21,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
+
+from jobs.store.ballast import Ballast
+from jobs.store.last_commit import Commit, LastCommit, ServerLastCommit, SqliteLastCommit
+from models_cache import faults
 
 try:
     from pysqlite3 import dbapi2 as sqlite_library
@@ -45,22 +48,33 @@ class Database:
 
     Args:
         url: `sqlite:///<absolute path>` or `postgresql+psycopg://...`.
+        ballast: Given up when the disk is full.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, ballast: Ballast | None = None) -> None:
+        self._ballast = ballast
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._engine = _sqlite_engine(url) if self.is_sqlite else _server_engine(url)
-        self._watcher: Any = None  # the SQLite connection of `last_commit`
-        self._watching = threading.Lock()
+        self._last_commit: LastCommit = (
+            SqliteLastCommit(sqlite_library, self.url.database or "")
+            if self.is_sqlite
+            else ServerLastCommit(self._engine)
+        )
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, point: str = "write") -> Iterator[Connection]:
         """Yield a connection in a transaction that may write; commits unless an error leaves.
 
         Writers take turns on both databases (`BEGIN IMMEDIATE`, an advisory lock): what one reads
         is still true when it writes. They are short, and no I/O happens inside.
+
+        Args:
+            point: Prefix of the fault points `<point>.before_tx|in_tx|after_commit`.
         """
+        faults.reach(f"{point}.before_tx")
+        if self._ballast is not None:
+            self._ballast.give_up_if_full()
         with self._engine.connect() as connection:
             writing = connection.execution_options(graft_begin="IMMEDIATE")
             if not self.is_sqlite:
@@ -69,6 +83,8 @@ class Database:
                 if not self.is_sqlite:
                     writing.execute(text(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})"))
                 yield writing
+                faults.reach(f"{point}.in_tx")
+        faults.reach(f"{point}.after_commit")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -78,28 +94,13 @@ class Database:
             with reading.begin():
                 yield reading
 
-    def last_commit(self) -> int | None:
-        """Return a number that is another one after any commit; None where that cannot be told.
+    def last_commit(self) -> Commit:
+        """Return what is another one after any commit; None where that cannot be told now.
 
-        Takes microseconds and waits for nobody. Commits of any connection and process count. On
-        PostgreSQL, and while the file is locked as a whole, nothing can be told.
+        Commits of any connection and process count. Takes microseconds and waits for nobody on
+        SQLite; on PostgreSQL it waits for an answer of the server.
         """
-        if not self.is_sqlite:
-            return None
-        with self._watching:
-            try:
-                if self._watcher is None:
-                    # One that never commits itself: SQLite leaves out a connection's own commits
-                    self._watcher = sqlite_library.connect(
-                        self.url.database or "",
-                        timeout=0,
-                        check_same_thread=False,
-                        isolation_level=None,
-                    )
-                (number,) = self._watcher.execute("PRAGMA data_version").fetchone()
-            except sqlite_library.OperationalError:
-                return None
-        return int(number)
+        return self._last_commit.find()
 
     def migrate(self) -> None:
         """Bring the tables to the newest version; safe when several processes call it at once."""
@@ -107,7 +108,14 @@ class Database:
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self._migration_lock(), self._engine.connect() as connection:
             config.attributes["connection"] = connection
+            faults.reach("migration.before")
             command.upgrade(config, "head")
+            faults.reach("migration.after")
+
+    def restore_ballast(self) -> None:
+        """Make what was given up on a full disk again, if there is room by now."""
+        if self._ballast is not None:
+            self._ballast.make()
 
     def is_migrated(self) -> bool:
         """Tell whether the tables are of the version this code needs."""
@@ -118,10 +126,7 @@ class Database:
     def close(self) -> None:
         """Close every connection of this process."""
         self._engine.dispose()
-        with self._watching:
-            if self._watcher is not None:
-                self._watcher.close()
-                self._watcher = None
+        self._last_commit.close()
 
     @contextmanager
     def _migration_lock(self) -> Iterator[None]:

@@ -48,17 +48,24 @@ def serve() -> None:
 
 def api() -> None:
     """Run the api process alone."""
+    from service.access_errors import DoorsOpen
     from service.app import create_app
     from service.connection_limits import within_open_files
     from service.http_server import run_server
     from service.middleware import RequestLog, UploadLimit
+    from service.secure_answers import SecureAnswers
+    from service.supervisor import MISCONFIGURED_STATUS
 
     settings = load_settings()
     _prepare(settings)
-    application = create_app(settings)
+    try:
+        application = create_app(settings)
+    except DoorsOpen as error:
+        print(f"graft: {error}", file=sys.stderr)
+        raise typer.Exit(MISCONFIGURED_STATUS) from None
     limits = within_open_files(settings.connection_limits)
-    bounded = UploadLimit(application, limits.uploads)
-    logged = RequestLog(bounded, application.state.services.metrics.saw_request)
+    answering = SecureAnswers(UploadLimit(application, limits.uploads))
+    logged = RequestLog(answering, application.state.services.metrics.saw_request)
     run_server(logged, settings.host, settings.port, limits)
 
 
@@ -97,7 +104,7 @@ def worker() -> None:
     settings = load_settings()
     _prepare(settings)
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.resolved_database_url, settings.ballast)
     database.migrate()
     executor = LocalExecutor(child_environment(settings))
     executor.warm()
