@@ -61,6 +61,14 @@ class RequestParser(h11.Connection):
         self._in_head = True
         self._chunks = 0
         self._body_bytes = 0
+        #: Of answers, whether they have left or not.
+        self.sent_bytes = 0
+
+    def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]  # one for all events
+        """Return the bytes of an event of the answer, and count them."""
+        data = super().send(event)
+        self.sent_bytes += len(data or b"")
+        return data
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """Return the next event of the request.

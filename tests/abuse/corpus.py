@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,16 @@ import httpx2
 import psutil
 
 from tests import images
-from tests.abuse import archives, array_files, bodies, labels, pictures, predictions, sockets
+from tests.abuse import (
+    archives,
+    array_files,
+    artifacts,
+    bodies,
+    labels,
+    pictures,
+    predictions,
+    sockets,
+)
 from tests.abuse.case import ACCEPTED, OK, READY, Archive, Case, Outcome, Picture, Raw, Row
 from tests.abuse.sending import Answer, Target, send
 from tests.abuse.watching import Watch, leaks_in, memory_bytes
@@ -31,6 +39,7 @@ CASES: tuple[Case, ...] = (
     *bodies.CASES,
     *sockets.CASES,
     *predictions.CASES,
+    *artifacts.CASES,
 )
 _SLOW = tuple(case for case in CASES if isinstance(case.send, Raw) and case.send.pause_seconds)
 _PICTURES = tuple(case for case in CASES if isinstance(case.send, Picture))
@@ -78,18 +87,18 @@ class Result:
 
 
 @contextmanager
-def start_service(folder: Path, database_url: str = "") -> Iterator[RunningService]:
+def start_service(folder: Path, database_url: str | None = None) -> Iterator[RunningService]:
     """Run a service whose surroundings are watched.
 
     Args:
         folder: An empty one: the data, the home and the temporary files of the service go there.
-        database_url: Empty for SQLite.
+        database_url: An empty one; None: of the kind that the tests run on.
     """
     for name in ("home", "tmp", "etc"):
         (folder / name).mkdir(parents=True)
     (folder / "etc" / "passwd").write_text("root:x:0:0\n")
     environment = {
-        "GRAFT_DATABASE_URL": database_url,
+        **({} if database_url is None else {"GRAFT_DATABASE_URL": database_url}),
         "GRAFT_HEAD_SECONDS": "2",
         "GRAFT_SLOW_SECONDS": "2",
         "HOME": str(folder / "home"),
@@ -147,6 +156,7 @@ def _prepared(service: RunningService, http: httpx2.Client) -> Target:
 
 
 def _sent(target: Target, http: httpx2.Client, case: Case) -> Answer:
+    assert not isinstance(case.send, Row), "rows share an upload"
     return send(target, http, case.send, f"case {case.id}")
 
 
@@ -183,7 +193,7 @@ def _ended(http: httpx2.Client, dataset: str) -> dict[str, Any]:
 
     def is_ended() -> bool:
         found.update(http.get(f"/v1/datasets/{dataset}").json())
-        return found["status"] != "processing"
+        return bool(found["status"] != "processing")
 
     until(is_ended, _ENDED_SECONDS)
     return found
@@ -261,22 +271,3 @@ def _checked(http: httpx2.Client, body: bytes, name: str) -> tuple[dict[str, Any
 def _close_idle(http: httpx2.Client) -> None:
     """Ask for one more answer on a connection that then ends."""
     http.get("/healthz", headers={"connection": "close"})
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """Return what is written for people to look at."""
-    return {
-        name: {
-            "status": record.outcome.status,
-            "code": record.outcome.code,
-            "broken": record.broken,
-        }
-        for name, record in sorted(result.records.items())
-    }
-
-
-def run_in(folder: Path, database_url: str = "") -> Result:
-    """Start a service in a folder, run every case and stop it."""
-    canary = folder / f"service-{os.urandom(4).hex()}"
-    with start_service(canary, database_url) as service:
-        return run(service, canary)

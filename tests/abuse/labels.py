@@ -213,7 +213,7 @@ CASES = (*_ROWS, *_FILES, *_STRANGE, *_CLASSES)
 def archive_of(rows: Mapping[str, Row]) -> bytes:
     """Return an upload with a metadata line for each row, behind eight good ones."""
     files = _images()
-    lines = [
+    lines: list[dict[str, object]] = [
         {"file_name": name, "label": label} for name, label in zip(_NAMES, _LABELS, strict=True)
     ]
     for place, (number, row) in enumerate(rows.items()):

@@ -106,7 +106,8 @@ _LENGTHS = (
         "FH02-te-cl",
         "both lengths, the other way",
         _UPLOAD
-        + b"Transfer-Encoding: chunked\r\nContent-Length: 30\r\n\r\n0\r\n\r\nGET /v1/jobs HTTP/1.1\r\n\r\n",
+        + b"Transfer-Encoding: chunked\r\nContent-Length: 30\r\n\r\n"
+        + b"0\r\n\r\nGET /v1/jobs HTTP/1.1\r\n\r\n",
     ),
     _raw(
         "FH02-te-te",
@@ -139,7 +140,8 @@ _LENGTHS = (
         "more than was declared",
         b"POST /v1/jobs HTTP/1.1\r\n"
         + CLOSE
-        + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}GET /v1/jobs HTTP/1.1\r\n\r\n",
+        + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+        + b"{}GET /v1/jobs HTTP/1.1\r\n\r\n",
         refused(422, "validation-failed"),
     ),
 )
@@ -246,7 +248,8 @@ _HEADS = (
         "a WebSocket",
         b"GET /healthz HTTP/1.1\r\n"
         + HOST
-        + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGVzdA==\r\n\r\n",
+        + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n"
+        + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGVzdA==\r\n\r\n",
         _OK,
     ),
     _raw(
@@ -272,7 +275,8 @@ _HEADS = (
         "100-continue of what is refused",
         b"POST /v1/jobs HTTP/1.1\r\n"
         + CLOSE
-        + b"Content-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: 9000000\r\n\r\n",
+        + b"Content-Type: application/json\r\nExpect: 100-continue\r\n"
+        + b"Content-Length: 9000000\r\n\r\n",
         refused(413, "payload-too-large"),
     ),
     _raw(
@@ -312,7 +316,8 @@ _FORMS = (
     _multipart(
         "FH10-nested",
         "a form in a form",
-        b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\nx\r\n--c--\r\n--b--\r\n",
+        b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n"
+        b"--c\r\n\r\nx\r\n--c--\r\n--b--\r\n",
     ),
     _multipart("FH10-end", "nothing but an end", b"--b--\r\n"),
     Case(

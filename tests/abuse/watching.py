@@ -108,7 +108,8 @@ class Watch:
 
     def _grown_bytes(self) -> int:
         now = int(self._api.memory_info().rss)  # raises if the process is another one
-        grown, self._memory_bytes = now - self._memory_bytes, now
+        grown: int = now - self._memory_bytes
+        self._memory_bytes = now
         return grown
 
 
