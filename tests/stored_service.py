@@ -17,7 +17,6 @@ from jobs.store.database import Database, utc_now
 from jobs.store.feedback import NewFeedback
 from jobs.store.jobs import Lease, NewJob
 from jobs.store.models import NewVersion
-from jobs.store.tables import DEFAULT_PROJECT
 from models_cache.blobs import BlobStore
 
 PROJECT = "default"
@@ -80,7 +79,6 @@ class StoredService:
             classes=["ä", "b"],
             metrics={"val/accuracy_top1": 0.5},
             job_id=job_id,
-            project=DEFAULT_PROJECT,
         )
         with self.database.write("test") as connection:
             return models.publish(connection, new, promote=True)
@@ -96,7 +94,6 @@ class StoredService:
             image_bytes=blob.size_bytes,
             labels=["b"],
             predicted={"label": "ä"},
-            project=DEFAULT_PROJECT,
         )
         with self.database.write("test") as connection:
             feedback.add(connection, [said])
