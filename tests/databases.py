@@ -8,8 +8,6 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,12 +35,6 @@ def postgresql() -> PostgresqlServer:
     """Return the server of this process of pytest, started when it is first asked for."""
     from tests.postgresql import PostgresqlServer  # noqa: PLC0415 - not on a bare GPU image
 
-    folder = Path(tempfile.mkdtemp(prefix="graft-pg-"))
-    server = PostgresqlServer(folder / "data")
-
-    def end() -> None:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(end)
+    server = PostgresqlServer()
+    atexit.register(server.close)
     return server
