@@ -71,12 +71,17 @@ bench-gpu: install ## Print what a CUDA device is worth, and what might be faste
 soak: install ## Kill processes at random (KILLS=200) and damage array files (FUZZES=5000) for long
 	GRAFT_TEST_KILLS=$${KILLS:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_kills.py -s
 	GRAFT_TEST_FUZZES=$${FUZZES:-5000} $(BIN)/pytest -m "not gpu" tests/integration/test_array_fuzz.py -s
+	GRAFT_TEST_IMAGES=api,worker-cpu,worker-cuda $(BIN)/pytest tests/integration/test_image_build.py
 
 lock: ## Pin every package with hashes (needs uv)
-	uv pip compile pyproject.toml --extra onnx --universal --python-version 3.11 --generate-hashes --no-header \
+	uv pip compile pyproject.toml --extra onnx --extra postgres --extra telemetry --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-package torch --no-emit-package torchvision -o requirements/base.lock
 	uv pip compile pyproject.toml --extra onnx --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-emit-package torch --no-emit-package torchvision -o requirements/dev.lock
+	uv pip compile requirements/build.in --universal --python-version 3.11 --generate-hashes --no-header \
+	  -o requirements/build.lock
+	uv pip compile requirements/torch-cuda.in --constraint requirements/base.lock --universal \
+	  --python-version 3.11 --generate-hashes --no-header -o requirements/torch-cuda.lock
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

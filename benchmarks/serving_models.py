@@ -53,6 +53,9 @@ def thousand(bench: Bench) -> Json:
         "ratio": {
             "throughput": round(_mean_per_second(uniform) / _mean_per_second(alone), 3),
             "p99": round(_mean_p99(uniform) / _mean_p99(alone), 3),
+            "p99_by_round": [
+                round(each.quantile_ms(0.99) / _mean_p99(alone), 3) for each in uniform
+            ],
             "processor_time": round(_mean_ms(uniform) / _mean_ms(alone), 3),
         },
     }

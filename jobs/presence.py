@@ -18,7 +18,6 @@ from jobs import lifecycle
 from jobs.states import JobEvent
 from jobs.store import leases, workers
 from jobs.store.database import DATABASE_AWAY, Database, utc_now
-from models_cache import faults
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +48,12 @@ class Presence:
         self._register()
 
     def _register(self) -> None:
-        with self._database.write() as connection:
+        with self._database.write("worker_register") as connection:
             workers.register(connection, self.worker_id, self._host, os.getpid(), self._device)
 
     def beat(self) -> None:
         """Say that this worker is alive; registers again if it was taken for dead."""
-        with self._database.write() as connection:
+        with self._database.write("worker_beat") as connection:
             known = workers.beat(connection, self.worker_id)
         if not known:
             self._register()
@@ -62,7 +61,7 @@ class Presence:
     def end(self) -> None:
         """Unregister and release the lock."""
         try:
-            with self._database.write() as connection:
+            with self._database.write("worker_remove") as connection:
                 workers.remove(connection, [self.worker_id])
         except DATABASE_AWAY as error:  # the next worker finds the lock free
             log.warning("worker %s could not unregister: %s", self.worker_id, error)
@@ -84,8 +83,7 @@ class Presence:
         dead += [w for w in silent if w not in here and w != self.worker_id]
         if not dead and not over:
             return []
-        faults.reach("worker.before_recovery")
-        with self._database.write() as connection:
+        with self._database.write("recovery") as connection:
             lost = {job.id: job for job in leases.held_by_workers(connection, dead)}
             lost |= {job.id: job for job in leases.with_lease_over(connection)}
             for job in lost.values():

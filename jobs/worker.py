@@ -34,10 +34,12 @@ from jobs.store import datasets, events, idempotency, jobs, leases
 from jobs.store.database import DATABASE_AWAY, Database, utc_now
 from jobs.store.jobs import Job, Lease
 from jobs.store.last_commit import Commit
+from jobs.trail import Trail
 from jobs.worker_limits import WorkerLimits
 from models_cache import faults
 from models_cache.blobs import BlobStore
-from models_cache.errors import GraftError, to_wire
+from models_cache.disk_space import LowWater
+from models_cache.errors import GraftError, InsufficientStorage, to_wire
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +82,8 @@ class Worker:
         self._machine = machine
         self._presence = presence
         self._limits = limits
-        self._gate = Gate(database, machine, limits.memory_patience_seconds)
+        space = LowWater(machine.data_folder, limits.low_water_bytes)
+        self._gate = Gate(database, machine, space, limits.memory_patience_seconds)
         self._attempts: list[Attempt] = []
         self._next_beat = 0.0
         self._next_sweep = 0.0
@@ -125,6 +128,7 @@ class Worker:
                 self._renew(attempt)
             except LeaseLost:
                 self._abandon(attempt)
+        self._database.restore_ballast()
         silent_after = timedelta(seconds=self._limits.lease_seconds)
         for job_id in self._presence.recover_jobs(silent_after):
             log.warning("job %s was held by a worker that is gone; queued again", job_id)
@@ -158,14 +162,13 @@ class Worker:
             return False
         lease_length = timedelta(seconds=self._limits.lease_seconds)
         token = uuid.uuid4().hex
-        with self._database.write() as connection:
+        with self._database.write("claim") as connection:
             worker_id, number = self._presence.worker_id, waiting.number
             job = leases.claim(connection, kinds, worker_id, token, lease_length, only=number)
             if job is not None:
                 events.append(connection, job.id, admitted.rows)
         if job is None:
             return False
-        faults.reach("worker.after_claim")
         self._begin(job, slot, free[0], Lease(job.id, token), admitted.need)
         return True
 
@@ -180,23 +183,27 @@ class Worker:
                 parent = None
                 if dataset and dataset.parent:
                     parent = datasets.get(connection, dataset.parent, job.project)
+                trail = Trail(job, events.origin(connection, job.id))
             machine = self._machine.at_place(place)
-            spec_path = write_spec(machine, job, dataset or None, parent)
+            spec_path = write_spec(machine, job, trail, dataset or None, parent)
             folder = self._machine.attempt_folder(job)
             kind = CHILD_KINDS[job.type]
             handle = self._executor.start(AttemptSpec(kind, spec_path, folder))
-        except GraftError as error:
-            self._fail(job, lease, error)
-            return
-        except OSError:
+        except (OSError, InsufficientStorage):
             # No processes, descriptors or space at the moment: no fault of the job.
             log.exception("job %s could not be started; queued again", job.id)
             changes = {"not_before": utc_now() + _START_AGAIN_AFTER}
-            with self._database.write() as connection:
+            with self._database.write("put_back") as connection:
                 lifecycle.move(connection, job, JobEvent.LOSE, lease=lease, changes=changes)
             return
+        except GraftError as error:
+            self._fail(job, lease, error)
+            return
         figures = MetricsFiles(machine.run_folder(job.id), job.attempt)
-        self._attempts.append(Attempt(job, slot, place, lease, handle, folder, figures, need))
+        attempt = Attempt(job, slot, place, lease, handle, folder, figures, trail, need)
+        self._attempts.append(attempt)
+        with trail.about():
+            log.info("attempt %d of job %s (%s) began", job.attempt, job.id, job.type)
 
     # -- attending ---------------------------------------------------------------------------
 
@@ -207,7 +214,8 @@ class Worker:
         not mend is killed and its job queued again, with a fault counted.
         """
         try:
-            return self._attend(attempt)
+            with attempt.trail.about():
+                return self._attend(attempt)
         except _AWAY as error:
             log.warning("job %s could not be attended; trying again: %s", attempt.job.id, error)
             return False
@@ -226,7 +234,7 @@ class Worker:
             self._record(attempt)
             if isinstance(outcome, (Exited, Lost)):
                 self._conclude(attempt, outcome)
-                self._attempts.remove(attempt)
+                self._forget(attempt)
                 self._tidy(attempt)
                 return True
             if time.monotonic() - attempt.renewed_at >= self._limits.heartbeat_seconds:
@@ -254,7 +262,7 @@ class Worker:
             )
             attempt.candidate = None
         if changes or rows:
-            with self._database.write() as connection:
+            with self._database.write("progress") as connection:
                 leases.record(connection, attempt.lease, changes, rows)
         attempt.offset_bytes = offset_bytes
         attempt.progressed_at = time.monotonic()
@@ -264,7 +272,7 @@ class Worker:
         """Prolong the lease."""
         now = time.monotonic()
         length = timedelta(seconds=self._limits.lease_seconds)
-        with self._database.write() as connection:
+        with self._database.write("heartbeat") as connection:
             leases.renew(connection, attempt.lease, length)
         attempt.renewed_at = now
 
@@ -314,8 +322,9 @@ class Worker:
         with self._database.read() as connection:
             status = jobs.get(connection, attempt.job.id, attempt.job.project).status
         if status in TERMINAL:
+            faults.reach("worker.before_tidying")
             bound_caches(self._machine.data_folder, self._limits.disk_cache_bytes)
-            with self._database.write() as connection:
+            with self._database.write("forget") as connection:
                 age = timedelta(seconds=self._limits.idempotency_seconds)
                 idempotency.forget(connection, age)
             folder = self._machine.run_folder(attempt.job.id) / "checkpoints"
@@ -332,7 +341,7 @@ class Worker:
             self._fail(job, lease, AttemptsExhausted(count, reason))
             return
         wait = timedelta(seconds=self._limits.first_backoff_seconds * 4 ** (count - 1))
-        with self._database.write() as connection:
+        with self._database.write("fault") as connection:
             warning = {"code": died.code, "message": str(died)}
             leases.record(connection, lease, {}, [("warning", warning)])
             changes = {"faults": count, "not_before": utc_now() + wait}
@@ -340,13 +349,13 @@ class Worker:
 
     def _fail(self, job: Job, lease: Lease, error: GraftError) -> None:
         changes = {"error": to_wire(error)}
-        with self._database.write() as connection:
+        with self._database.write("fail") as connection:
             lifecycle.move(connection, job, JobEvent.FAIL, lease=lease, changes=changes)
 
     def _move(
         self, attempt: Attempt, event: JobEvent, changes: dict[str, Any] | None = None
     ) -> None:
-        with self._database.write() as connection:
+        with self._database.write("move") as connection:
             lifecycle.move(
                 connection,
                 attempt.job,
@@ -362,7 +371,12 @@ class Worker:
         while not isinstance(self._executor.poll(attempt.handle), (Exited, Lost)):
             self._executor.wait(self._limits.tick_seconds)
         if attempt in self._attempts:
-            self._attempts.remove(attempt)
+            self._forget(attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        self._attempts.remove(attempt)
+        attempt.trail.end()
+        log.info("attempt %d of job %s is over", attempt.job.attempt, attempt.job.id)
 
     def _stop_overdue(self) -> None:
         """Stop children whose lease could not be renewed for two thirds of its length.
@@ -376,6 +390,7 @@ class Worker:
 
     def _drain(self) -> None:
         """Ask every child for a last checkpoint and queue the jobs again."""
+        faults.reach("worker.before_drain")
         for attempt in self._attempts:
             self._executor.cancel(attempt.handle, self._limits.drain_grace_seconds)
         while self._attempts:

@@ -81,6 +81,7 @@ class BlobStore:
             _flush(source)
             faults.reach("blob.before_rename")
             source.replace(path)
+            faults.reach("blob.after_rename")
             durable.fsync_folder(path.parent)
         return blob
 
@@ -115,6 +116,7 @@ class BlobStore:
                 source.replace(self.local_path(sha256))
             else:
                 source.unlink()
+        faults.reach("blob.after_rename")
         with ThreadPoolExecutor(_FLUSHING_THREADS) as pool:
             for _ in pool.map(durable.fsync_folder, folders):
                 pass

@@ -2,7 +2,8 @@
 
 A record says what came of building one: verified and faster than torch's engines on this machine,
 or not, and why. The record is written last and names the SHA-256 of the network, so a reader finds
-both or nothing. Both files may be deleted at any time; then the next job has it built again.
+both or nothing. Both files may be deleted at any time; then the next job has it built again. An
+engine that was not faster may have been timed beside other work: it is timed again, twice.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ _CPU = torch.device("cpu")
 _FORMAT = 1
 _PROBE_IMAGES = 32  # the batch of a feature pass
 _ROUNDS = 3  # of timing; the shortest of each engine counts
+_NOT_FASTER = "not faster"
+_MOST_TIMINGS = 3  # of an engine that is not faster, ever
+_TIMED_AGAIN_SECONDS = 3600.0  # after the last one, at the earliest: other work may have ended
 _FASTER = 0.95  # a built engine must take at most this part of the time of torch's
 
 
@@ -101,12 +105,16 @@ class EngineRecord:
         reason: Why, in a few words.
         seconds: Of one pass of 32 images, by the engine's name; empty if it was not timed.
         sha256: Of the network's file, if usable.
+        timings: How often it was built and timed on this machine.
+        timed_at: When last, in seconds since 1970.
     """
 
     usable: bool
     reason: str
     seconds: dict[str, float]
     sha256: str | None
+    timings: int = 0
+    timed_at: float = 0.0
 
 
 class EngineStore:
@@ -126,9 +134,17 @@ class EngineStore:
         return None
 
     def is_wanted(self, key: EngineKey) -> bool:
-        """Tell whether the engine could be built here, and has not been, or is gone."""
+        """Tell whether the engine could be built here, and has not been, or is gone.
+
+        One that was not faster is wanted again an hour later, until it was timed three times.
+        """
         record = self.record(key)
-        known = record is not None and (not record.usable or self._path(key, _SUFFIX).exists())
+        if record is None:
+            known = False
+        elif record.usable:
+            known = self._path(key, _SUFFIX).exists()
+        else:
+            known = not _is_timed_again(record)
         return engine_name() is not None and not known
 
     def load(self, key: EngineKey) -> Engine | None:
@@ -156,7 +172,10 @@ class EngineStore:
         return engine
 
     def keep(self, key: EngineKey, record: EngineRecord, network: bytes | None) -> None:
-        """Store what came of building an engine; the network first."""
+        """Store what came of building an engine now; the network first."""
+        last = self.record(key)
+        timings = 1 if last is None else last.timings + 1
+        record = replace(record, timings=timings, timed_at=time.time())
         if network is not None:
             durable.write_bytes(self._path(key, _SUFFIX), network, point="engine")
         value = durable.canonical_json(asdict(record))
@@ -164,6 +183,12 @@ class EngineStore:
 
     def _path(self, key: EngineKey, suffix: str) -> Path:
         return self._root / f"{key.digest}{suffix}"
+
+
+def _is_timed_again(record: EngineRecord) -> bool:
+    again_at = record.timed_at + _TIMED_AGAIN_SECONDS
+    slow = record.reason == _NOT_FASTER
+    return slow and record.timings < _MOST_TIMINGS and time.time() >= again_at
 
 
 def build_engine(
@@ -195,7 +220,7 @@ def build_engine(
     rival = choose_engine(backbone, probe[:2], preprocessing)
     seconds = _timed([engine, rival], probe, preprocessing)
     if seconds[engine.name] > _FASTER * seconds[rival.name]:
-        return EngineRecord(False, "not faster", seconds, None), None
+        return EngineRecord(False, _NOT_FASTER, seconds, None), None
     sha256 = durable.sha256_of_bytes(network)
     return EngineRecord(True, "the same features, faster", seconds, sha256), network
 

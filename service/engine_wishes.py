@@ -51,5 +51,5 @@ class EngineWishes:
             log.warning("the building of an engine could not be queued: %s", error)
 
     def _write(self, spec: dict[str, Any], project: str) -> None:
-        with self._database.write() as connection:
+        with self._database.write("engine_wish") as connection:
             engine_builds.queue(connection, spec, project)

@@ -30,11 +30,11 @@ class VersionFinder:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._remembered: dict[str, Version] = {}
+        self._remembered: dict[tuple[str, str], Version] = {}
         self._as_of: Commit = None  # what `_remembered` is true of
         self._asking: asyncio.Task[Commit] | None = None  # a server
 
-    def read(self, reference: str) -> Version:
+    def read(self, reference: str, project: str) -> Version:
         """Return the version that `name`, `name@alias` or `name@number` means; blocks.
 
         Raises:
@@ -42,9 +42,9 @@ class VersionFinder:
         """
         name, _, alias = reference.partition("@")
         with self._database.read() as connection:
-            return models.resolve(connection, name, alias or None)
+            return models.resolve(connection, name, alias or None, project)
 
-    async def find(self, reference: str) -> Version:
+    async def find(self, reference: str, project: str) -> Version:
         """Return what `read` would, from memory if nothing was committed; in the event loop only.
 
         Raises:
@@ -53,15 +53,15 @@ class VersionFinder:
         as_of = await self._last_commit()
         if as_of is None or as_of != self._as_of:
             self._remembered, self._as_of = {}, as_of
-        elif (known := self._remembered.get(reference)) is not None:
+        elif (known := self._remembered.get((project, reference))) is not None:
             return known
         remembered = self._remembered
-        version = await run_in_threadpool(self.read, reference)
+        version = await run_in_threadpool(self.read, reference, project)
         # Read behind `as_of`: at least as new. If it is newer, so is the next `last_commit`
         if as_of is not None and len(version.classes) <= _MOST_CLASSES:
             if len(remembered) >= _MOST_REMEMBERED:
                 del remembered[next(iter(remembered))]
-            remembered[reference] = version
+            remembered[project, reference] = version
         return version
 
     async def _last_commit(self) -> Commit:

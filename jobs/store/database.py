@@ -27,7 +27,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from jobs.store.ballast import Ballast
 from jobs.store.last_commit import Commit, LastCommit, ServerLastCommit, SqliteLastCommit
+from models_cache import faults
 
 try:
     from pysqlite3 import dbapi2 as sqlite_library
@@ -56,10 +58,17 @@ class Database:
 
     Args:
         url: `sqlite:///<absolute path>` or `postgresql+psycopg://...`.
+        ballast: Given up when the disk is full.
         patience_seconds: How long a statement waits for others.
     """
 
-    def __init__(self, url: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        ballast: Ballast | None = None,
+        patience_seconds: float = _PATIENCE_SECONDS,
+    ) -> None:
+        self._ballast = ballast
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         engine = _sqlite_engine if self.is_sqlite else _server_engine
@@ -71,12 +80,18 @@ class Database:
         )
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, point: str = "write") -> Iterator[Connection]:
         """Yield a connection in a transaction that may write; commits unless an error leaves.
 
         Writers take turns on both databases (`BEGIN IMMEDIATE`, an advisory lock): what one reads
         is still true when it writes. They are short, and no I/O happens inside.
+
+        Args:
+            point: Prefix of the fault points `<point>.before_tx|in_tx|after_commit`.
         """
+        faults.reach(f"{point}.before_tx")
+        if self._ballast is not None:
+            self._ballast.give_up_if_full()
         with self._engine.connect() as connection:
             writing = connection.execution_options(graft_begin="IMMEDIATE")
             if not self.is_sqlite:
@@ -85,6 +100,8 @@ class Database:
                 if not self.is_sqlite:
                     writing.execute(text(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})"))
                 yield writing
+                faults.reach(f"{point}.in_tx")
+        faults.reach(f"{point}.after_commit")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -110,7 +127,14 @@ class Database:
             if not self.is_sqlite:
                 _be_patient(connection)
             config.attributes["connection"] = connection
+            faults.reach("migration.before")
             command.upgrade(config, "head")
+            faults.reach("migration.after")
+
+    def restore_ballast(self) -> None:
+        """Make what was given up on a full disk again, if there is room by now."""
+        if self._ballast is not None:
+            self._ballast.make()
 
     def is_migrated(self) -> bool:
         """Tell whether the tables are of the version this code needs."""

@@ -14,6 +14,7 @@ from service.cli import (
     doctor,
     export_command,
     feedback_commands,
+    key_commands,
     processes,
     race_command,
     weights_commands,
@@ -38,6 +39,7 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(feedback_commands.app, name="feedback")
 app.add_typer(weights_commands.app, name="weights")
+app.add_typer(key_commands.app, name="keys")
 
 
 def run() -> None:

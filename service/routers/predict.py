@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from models_cache.errors import from_wire
+from service.callers import CallerDep
 from service.image_bodies import IMAGES_BODY, read_images
 from service.inference_client import Wanted
 from service.services import ServicesDep, new_id
@@ -17,7 +18,7 @@ from service.serving import ReferencePath, forward, model_body, server_timing, t
 router = APIRouter(prefix="/v1/models", tags=["predict"])
 
 
-def _wanted(
+async def _wanted(  # not `def`: that is run in a thread
     top_k: Annotated[int | None, Query(ge=1, le=10_000, description="Default: all labels.")] = None,
     max_error: Annotated[
         float | None,
@@ -37,13 +38,14 @@ WantedDep = Annotated[Wanted, Depends(_wanted)]
 async def predict(
     request: Request,
     services: ServicesDep,
+    caller: CallerDep,
     reference: ReferencePath,
     wanted: WantedDep,
 ) -> Response:
     """Predict one image (raw body) or up to 32 (multipart `files`, or JSON `inputs`)."""
     started = time.perf_counter()
-    version = await services.versions.find(reference)
-    with services.predicting.reserve(1, version.name):
+    version = await services.versions.find(reference, caller.project)
+    with services.predicting.reserve(1, version.owner):
         images, alone = await read_images(request)
         answer = await forward(request, services, version, images, wanted)
     services.shadows.offer(reference, version, images, answer["predictions"])

@@ -119,6 +119,7 @@ def start(
         "GRAFT_PORT": str(port),
         "GRAFT_OFFLINE": "1",
         "GRAFT_DEVICE": "cpu",
+        "GRAFT_BALLAST_BYTES": str(1 << 20),  # many folders of tests are kept for a while
         "GRAFT_WEIGHTS_CATALOG": "" if catalogue is None else str(catalogue),
     }
     log_path = data_folder.with_name(f"{data_folder.name}.log")

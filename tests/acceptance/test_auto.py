@@ -142,5 +142,5 @@ def test_two_versions_are_published_although_every_point_kills_once(
         reached = {path.name for path in (service.data_folder / "run" / "faults").iterdir()}
     assert reached == {point.replace(":", "-") for point in POINTS}
     with service.database() as database, database.read() as connection:
-        versions = models.of_job(connection, job["id"])
+        versions = models.of_job(connection, job["id"], "default")
     assert [version.version for version in versions] == [1, 2]

@@ -26,7 +26,7 @@ def dataset_id(graft: Graft, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def weights_of(graft: Graft, service: RunningService, model: str, version: int) -> str:
     with service.database() as database, database.read() as connection:
-        files = models.version(connection, model, version).files
+        files = models.version(connection, model, version, "default").files
     return str(files["model.safetensors"]["sha256"])
 
 
@@ -73,7 +73,7 @@ def test_what_is_not_as_recorded_is_named_before_anything_is_learned(
     first = graft.wait_for_job(graft.submit(dataset_id, model="changed", **SMALL)["id"])
     of_first = tables.jobs.c.id == first["id"]
     with service.database() as database, database.write() as connection:
-        resolved = jobs.get(connection, first["id"]).resolved
+        resolved = jobs.get(connection, first["id"], "default").resolved
         assert resolved is not None
         resolved["numerics"]["torch"] = "1.0"
         connection.execute(update(tables.jobs).where(of_first).values(resolved=resolved))

@@ -15,6 +15,7 @@ import torch
 from jobs import engine_builds, publish
 from jobs.store import datasets, jobs, leases, workers
 from jobs.store.database import Database
+from jobs.store.tables import DEFAULT_PROJECT
 from models_cache import engine_store
 from models_cache.answers import ImageOutput, QueuedImage
 from models_cache.backbones import build_backbone
@@ -246,7 +247,9 @@ def test_engine_is_queued_once_and_not_again_after_a_failure(database: Database)
 
     assert [len(queue()), len(queue())] == [1, 1]
     with database.write() as connection:
-        assert jobs.page(connection, 10, None) == []  # nobody asked for it: it is not listed
+        assert (
+            jobs.page(connection, 10, None, project=DEFAULT_PROJECT) == []
+        )  # nobody asked for it: it is not listed
 
 
 def test_end_of_a_race_queues_the_engine_and_records_its_peak(
@@ -255,9 +258,12 @@ def test_end_of_a_race_queues_the_engine_and_records_its_peak(
     spec = {"architecture": "squeezenet1_1", "engine": "x"}
     with database.write() as connection:
         workers.register(connection, "w", "host", 1, "cpu")
-        datasets.add(connection, "ds_1", "d", ("0" * 64, 1))
+        datasets.add(connection, "ds_1", "d", ("0" * 64, 1), project=DEFAULT_PROJECT)
         datasets.set_ready(connection, "ds_1", {"manifest_sha256": "0" * 64, "digest": "0" * 64})
-        jobs.accept(connection, jobs.NewJob(id="j", type="race", spec={}, dataset_id="ds_1"))
+        jobs.accept(
+            connection,
+            jobs.NewJob(id="j", type="race", spec={}, dataset_id="ds_1", project=DEFAULT_PROJECT),
+        )
         race = leases.claim(connection, ["race"], "w", "t", timedelta(seconds=60))
     assert race is not None
     last = {
@@ -270,7 +276,7 @@ def test_end_of_a_race_queues_the_engine_and_records_its_peak(
     blobs = BlobStore(tmp_path / "blobs")
     publish.finish(database, blobs, race, jobs.Lease("j", "t"), last)
     with database.read() as connection:
-        ended = jobs.get(connection, "j")
+        ended = jobs.get(connection, "j", DEFAULT_PROJECT)
         queued = jobs.newest_of_type(connection, engine_builds.TYPE, 10)
     assert ended.result == {"ranking": []}
     assert ended.resources["peak_memory_bytes"] == 5

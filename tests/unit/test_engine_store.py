@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,23 @@ def test_engine_that_is_not_whole_is_not_loaded_but_wanted_again(
         record.write_text(json.dumps({"usable": True}))
     assert store.load(KEY) is None
     assert store.is_wanted(KEY)
+
+
+def test_an_engine_that_is_not_faster_is_timed_again_an_hour_later_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now = EngineStore(tmp_path), 1e9
+    monkeypatch.setattr(time, "time", lambda: now)
+    wanted_after = []
+    for _ in range(3):
+        store.keep(KEY, EngineRecord(False, "not faster", {"eager": 1.0}, None), None)
+        assert not store.is_wanted(KEY)
+        now += 3600
+        wanted_after.append(store.is_wanted(KEY))
+    assert wanted_after == [True, True, False]
+    store.keep(KEY, EngineRecord(False, "not exported: no", {}, None), None)
+    now += 3600
+    assert not store.is_wanted(KEY)
 
 
 def test_without_the_runtime_nothing_is_wanted_or_loaded(tmp_path: Path, network: bytes) -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from models_cache import novelty
-from models_cache.novelty import FALSE_ALARMS, Familiarity, fit_familiarity, judge
+from models_cache.novelty import (
+    FALSE_ALARMS,
+    Familiarity,
+    PackedFamiliarity,
+    fit_familiarity,
+    judge,
+    packed,
+)
 
 
 def kind_of_images(seed: int, count: int, axes_seed: int = 0) -> torch.Tensor:
@@ -38,6 +47,39 @@ def test_images_of_another_kind_are_called_out_of_distribution() -> None:
     scores, strange = judged(known, kind_of_images(3, 100, axes_seed=9))
     assert scores.min() > 0.95
     assert strange.mean() > 0.9
+
+
+def wide_features(seed: int, count: int, noise: float) -> torch.Tensor:
+    """Draw features `[N, 512]` that are off a plane of four dimensions by `noise`."""
+    axes = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    inside = torch.randn(count, 4, generator=generator) @ axes
+    return inside + noise * torch.randn(count, 512, generator=generator)
+
+
+def test_what_serving_keeps_is_half_as_large_and_says_the_same() -> None:
+    known = fit_familiarity(wide_features(1, 200, noise=1.0), folds(200))
+    assert known is not None
+    kept = packed(known)
+    assert isinstance(kept, PackedFamiliarity)
+    assert kept.nbytes < 0.7 * known.nbytes
+    images = torch.cat([wide_features(2, 300, noise=1.0), wide_features(3, 100, noise=1.3)])
+    scores, strange = judged(known, images)
+    kept_scores, kept_strange = judge([kept] * len(images), images.numpy())
+    np.testing.assert_allclose(kept_scores, scores, atol=0.02)
+    np.testing.assert_array_equal(kept_strange, strange)
+
+
+def test_axes_that_span_nearly_all_of_the_known_images_are_kept_as_they_are() -> None:
+    known = fit_familiarity(wide_features(1, 200, noise=0.05), folds(200))
+    assert known is not None
+    assert packed(known) is known
+
+
+def test_axes_that_are_none_are_kept_as_they_are() -> None:
+    known = fit_familiarity(wide_features(1, 200, noise=1.0), folds(200))
+    assert known is not None
+    assert packed(replace(known, axes=np.zeros_like(known.axes))).nbytes == known.nbytes
 
 
 def test_a_scale_of_the_features_says_nothing() -> None:
