@@ -70,6 +70,7 @@ bench-gpu: install ## Print what a CUDA device is worth, and what might be faste
 
 soak: install ## Kill processes at random (KILLS=200) and damage array files (FUZZES=5000) for long
 	GRAFT_TEST_KILLS=$${KILLS:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_kills.py -s
+	GRAFT_TEST_COLLECTIONS=$${COLLECTIONS:-2000} $(BIN)/pytest -m "not gpu" tests/integration/test_garbage.py -k race
 	GRAFT_TEST_FUZZES=$${FUZZES:-5000} $(BIN)/pytest -m "not gpu" tests/integration/test_array_fuzz.py -s
 	GRAFT_TEST_IMAGES=api,worker-cpu,worker-cuda $(BIN)/pytest tests/integration/test_image_build.py
 

@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from jobs import errors as jobs_errors
 from jobs import feedback_errors, key_errors
+from jobs.backup import errors as backup_errors
 from jobs.datasets import errors as dataset_errors
 from jobs.exports import errors as exports_errors
 from jobs.keys import without_keys
@@ -74,6 +75,7 @@ STATUS: dict[type[GraftError], int] = {
     exports_errors.ExportNotFound: 404,
     exports_errors.ExportNotReady: 409,
     jobs_errors.VersionInUse: 409,
+    backup_errors.BackupError: 409,
     feedback_errors.FeedbackError: 409,
     feedback_errors.FeedbackNotFound: 404,
     jobs_errors.IdempotencyError: 422,

@@ -21,7 +21,7 @@ from jobs.datasets.limits import IngestLimits
 from jobs.keys import Limits
 from jobs.specs import Machine
 from jobs.store.ballast import Ballast
-from jobs.worker_limits import WorkerLimits
+from jobs.worker_limits import Retention, WorkerLimits
 from models_cache.egress_policy import EgressPolicy
 from service.connection_limits import ConnectionLimits
 
@@ -134,6 +134,18 @@ class Settings(BaseSettings):
     )
     idempotency_seconds: float = Field(
         86_400.0, ge=1, description="For so long a request with the same key is made only once."
+    )
+    gc_interval_seconds: float = Field(
+        86_400.0, ge=0, description="Between collections of garbage by the worker; 0: never."
+    )
+    gc_grace_seconds: float = Field(
+        86_400.0, ge=600, description="For so long files that no row points to are kept."
+    )
+    keep_runs_days: float = Field(
+        30.0, ge=0, description="For so long logs, figures and predictions of ended jobs are kept."
+    )
+    keep_figures_days: float = Field(
+        90.0, ge=0, description="For so long figures by step stay in the log of ended jobs."
     )
     log_format: Literal["text", "json"] = Field(
         "text", description="Log lines for people, or one JSON object each."
@@ -285,6 +297,15 @@ class Settings(BaseSettings):
             max_upload_bytes=self.max_upload_bytes,
             max_image_pixels=self.max_image_pixels,
             decoders=min(_MOST_DECODERS, available_cores()),
+        )
+
+    @cached_property
+    def retention(self) -> Retention:
+        """How long what is not needed any more is kept."""
+        return Retention(
+            grace_seconds=self.gc_grace_seconds,
+            runs_days=self.keep_runs_days,
+            figures_days=self.keep_figures_days,
         )
 
     def machine(self, code_version: str, gpus: tuple[str, ...]) -> Machine:

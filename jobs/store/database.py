@@ -53,6 +53,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def known_revisions() -> set[str]:
+    """Return every version of the tables that this code can bring to the newest."""
+    return {script.revision for script in ScriptDirectory(str(_MIGRATIONS)).walk_revisions()}
+
+
 class Database:
     """An engine and the two kinds of transaction.
 
@@ -119,8 +124,12 @@ class Database:
         """
         return self._last_commit.find()
 
-    def migrate(self) -> None:
-        """Bring the tables to the newest version; safe when several processes call it at once."""
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the tables to the newest version; safe when several processes call it at once.
+
+        Args:
+            revision: An older version to stop at: that of the rows which a restore writes.
+        """
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self._migration_lock(), self._engine.connect() as connection:
@@ -128,7 +137,7 @@ class Database:
                 _be_patient(connection)
             config.attributes["connection"] = connection
             faults.reach("migration.before")
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
             faults.reach("migration.after")
 
     def restore_ballast(self) -> None:

@@ -33,6 +33,11 @@ def remove(connection: Connection, worker_ids: Collection[str]) -> None:
     connection.execute(delete(workers).where(workers.c.id.in_(worker_ids)))
 
 
+def remove_all(connection: Connection) -> None:
+    """Delete every worker: the rows were copied from another service."""
+    connection.execute(delete(workers))
+
+
 def on_host(connection: Connection, host: str) -> list[str]:
     """Return the ids of the workers of one host."""
     return list(connection.scalars(select(workers.c.id).where(workers.c.host == host)))

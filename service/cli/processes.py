@@ -15,6 +15,7 @@ from types import FrameType
 
 import typer
 
+from jobs.backup.unfinished import require_whole
 from models_cache import logs, tracing
 from service.cli.configuration import load_settings
 from service.cli.ping import ping
@@ -36,6 +37,7 @@ def serve() -> None:
     from service.supervisor import run_supervisor
 
     settings = load_settings()
+    require_whole(settings.data_dir)
     os.umask(0o077)
     logs.begin(settings.log_format, settings.log_level)
     environment = child_environment(settings) | {
@@ -101,6 +103,7 @@ def inference() -> None:
 
 def worker() -> None:
     """Run a worker process alone."""
+    from jobs.collector import Collector
     from jobs.executors.local import LocalExecutor
     from jobs.gpus import visible_gpus
     from jobs.presence import Presence
@@ -122,7 +125,11 @@ def worker() -> None:
         f"worker_{uuid.uuid4().hex}",
         settings.device,
     )
+    collector = Collector(
+        database, settings.data_dir, settings.retention, settings.gc_interval_seconds
+    )
     stop = _StopFlag()
+    collector.start()
     machine = settings.machine(VERSION, visible_gpus(visible_devices()))
     Worker(
         database,
@@ -132,6 +139,7 @@ def worker() -> None:
         presence,
         settings.worker_limits(len(machine.usable_gpus)),
     ).run(stop.is_set)
+    collector.stop()
     database.close()
 
 
@@ -156,7 +164,12 @@ class _StopFlag:
 
 
 def _prepare(settings: Settings, name: str) -> None:
-    """Keep every file to this user, log to standard error, collect spans until the end."""
+    """Keep every file to this user, log to standard error, collect spans until the end.
+
+    Raises:
+        RestoreUnfinished: The data folder is not whole.
+    """
+    require_whole(settings.data_dir)
     os.umask(0o077)
     logs.begin(settings.log_format, settings.log_level)
     until_the_end = ExitStack()
