@@ -16,15 +16,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
-from tests.databases import postgresql_server
 from tests.docker_files import REPOSITORY, compose_services, stages
+from tests.postgresql import PostgresqlServer
 from tests.waiting import until
 
 _CONFINE = """
@@ -125,13 +123,13 @@ def can_confine() -> bool:
 @contextmanager
 def composed(folder: Path, port: int, overrides: Mapping[str, str]) -> Iterator[Composed]:
     """Yield the services, none started but PostgreSQL; kill what still runs at the end."""
-    for name in ("data", "tmp", "run", "postgres"):
+    for name in ("data", "tmp", "run"):
         (folder / name).mkdir()
     password_file = folder / "database_password"
     password_file.write_text("pass:word@with/signs\n")
     services = compose_services(password_file, "compose.yaml")
-    with postgresql_server(folder / "postgres") as server_uri:
-        socket_folder = _database_with_password(server_uri, password_file.read_text().strip())
+    with closing(PostgresqlServer()) as server:
+        socket_folder = _database_with_password(server, password_file.read_text().strip())
         places = {
             "/run/secrets/database_password": str(password_file),
             "postgresql+psycopg://graft@postgres/graft": (
@@ -150,9 +148,9 @@ def composed(folder: Path, port: int, overrides: Mapping[str, str]) -> Iterator[
                 process.wait()
 
 
-def _database_with_password(server_uri: str, password: str) -> str:
+def _database_with_password(server: PostgresqlServer, password: str) -> str:
     """Make user and database as the image of PostgreSQL does; return the socket's folder."""
-    with psycopg.connect(server_uri, autocommit=True) as connection:
+    with server.connect() as connection:
         connection.execute("CREATE ROLE graft LOGIN")
         stored = connection.pgconn.encrypt_password(password.encode(), b"graft", b"scram-sha-256")
         connection.execute(b"ALTER ROLE graft PASSWORD '%s'" % stored)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -89,7 +90,7 @@ def test_a_job_outlives_a_database_that_is_restarted_killed_and_disconnected(
         service.client() as graft,
     ):
         dataset = graft.wait_for_dataset(graft.upload(archive)["id"])["id"]
-        small = {"backbone": "squeezenet1_1", "recipe": "head"}
+        small: dict[str, Any] = {"backbone": "squeezenet1_1", "recipe": "head"}
         graft.wait_for_job(graft.submit(dataset, model="m", **small)["id"])
         parameters = {"epochs": 40, "batch_size": 8}
         spec = {"model": "long", "parameters": parameters, "priority": 5}
