@@ -90,10 +90,9 @@ def test_a_job_outlives_a_database_that_is_restarted_killed_and_disconnected(
         service.client() as graft,
     ):
         dataset = graft.wait_for_dataset(graft.upload(archive)["id"])["id"]
-        small: dict[str, Any] = {"backbone": "squeezenet1_1", "recipe": "head"}
-        graft.wait_for_job(graft.submit(dataset, model="m", **small)["id"])
+        graft.wait_for_job(graft.submit(dataset, model="m", backbone="squeezenet1_1")["id"])
         parameters = {"epochs": 40, "batch_size": 8}
-        spec = {"model": "long", "parameters": parameters, "priority": 5}
+        spec: dict[str, Any] = {"model": "long", "parameters": parameters, "priority": 5}
         job = graft.submit(dataset, backbone="squeezenet1_1", recipe="finetune", **spec)["id"]
         until(lambda: graft.job(job)["phase"] == "train", 60)
         image = images.shape_bytes("disc", 5)
@@ -101,7 +100,7 @@ def test_a_job_outlives_a_database_that_is_restarted_killed_and_disconnected(
         def submit(http: httpx2.Client, turn: int) -> httpx2.Response:
             if turn >= 4:
                 return http.get("/v1/jobs")
-            body = {"dataset": dataset, "model": "queued", **small}
+            body = {"dataset": dataset, "model": "queued", "backbone": "squeezenet1_1"}
             headers = {"Idempotency-Key": f"k{turn}"}
             return http.post("/v1/jobs", json=body, headers=headers)
 
@@ -260,7 +259,8 @@ def test_listeners_to_a_job_go_on_when_the_database_is_back(
         server.start()
         until(graft.is_ready, 30)
         job = graft.submit(dataset, backbone="resnet50", recipe="scratch")["id"]
-        with http.stream("GET", f"/v1/jobs/{job}/events") as stream:
+        listening = {"Accept": "text/event-stream"}
+        with http.stream("GET", f"/v1/jobs/{job}/events", headers=listening) as stream:
             lines = stream.iter_lines()
             while "running" not in next(lines):
                 pass
