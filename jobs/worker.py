@@ -16,9 +16,6 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from jobs import lifecycle, publish
 from jobs.admission import Need
 from jobs.attempt import Attempt
@@ -33,9 +30,11 @@ from jobs.progress import read_progress
 from jobs.slots import CHILD_KINDS, SLOT_KINDS
 from jobs.specs import Machine, remove_scratch, write_spec
 from jobs.states import TERMINAL, JobEvent, JobState
-from jobs.store import datasets, events, idempotency, jobs, leases
-from jobs.store.database import Database, utc_now
+from jobs.store import datasets, events, idempotency, jobs, leases, webhooks
+from jobs.store.database import DATABASE_AWAY, Database, utc_now
 from jobs.store.jobs import Job, Lease
+from jobs.store.last_commit import Commit
+from jobs.trail import Trail
 from jobs.worker_limits import WorkerLimits
 from models_cache import faults
 from models_cache.blobs import BlobStore
@@ -47,7 +46,8 @@ log = logging.getLogger(__name__)
 #: Exit status of a child that was asked to stop and left a checkpoint.
 STOPPED_ON_REQUEST = 75
 #: What goes away and comes back: the database, the disk.
-_AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
+_AWAY = (*DATABASE_AWAY, OSError)
+_AWAY_SECONDS = 1.0
 _START_AGAIN_AFTER = timedelta(seconds=5)
 _AGAIN_AFTER_LOSS = timedelta(seconds=1)
 #: An idle worker looks for jobs when something was committed, and after so long for those whose
@@ -88,21 +88,21 @@ class Worker:
         self._next_beat = 0.0
         self._next_sweep = 0.0
         self._next_look = 0.0
-        self._idle_as_of: int | None = None  # the commit at which nothing could be started
+        self._idle_as_of: Commit = None  # the commit at which nothing could be started
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Work until `should_stop`; then let children write a checkpoint and queue their jobs."""
         self._presence.begin()
         while not should_stop():
-            busy = False
+            idle_seconds = self._limits.tick_seconds
             try:
                 busy = self._tick()
-            except _AWAY:
-                # The database or the disk is away: children go on within their lease.
-                log.exception("the worker's loop was interrupted")
+            except _AWAY as error:  # children go on within their lease
+                log.warning("the database or the disk is away: %s", error)
+                busy, idle_seconds = False, _AWAY_SECONDS
             self._stop_overdue()
             if not busy:
-                self._executor.wait(self._limits.tick_seconds)
+                self._executor.wait(idle_seconds)
         self._drain()
         self._presence.end()
 
@@ -183,8 +183,9 @@ class Worker:
                 parent = None
                 if dataset and dataset.parent:
                     parent = datasets.get(connection, dataset.parent, job.project)
+                trail = Trail(job, events.origin(connection, job.id))
             machine = self._machine.at_place(place)
-            spec_path = write_spec(machine, job, dataset or None, parent)
+            spec_path = write_spec(machine, job, trail, dataset or None, parent)
             folder = self._machine.attempt_folder(job)
             kind = CHILD_KINDS[job.type]
             handle = self._executor.start(AttemptSpec(kind, spec_path, folder))
@@ -199,7 +200,10 @@ class Worker:
             self._fail(job, lease, error)
             return
         figures = MetricsFiles(machine.run_folder(job.id), job.attempt)
-        self._attempts.append(Attempt(job, slot, place, lease, handle, folder, figures, need))
+        attempt = Attempt(job, slot, place, lease, handle, folder, figures, trail, need)
+        self._attempts.append(attempt)
+        with trail.about():
+            log.info("attempt %d of job %s (%s) began", job.attempt, job.id, job.type)
 
     # -- attending ---------------------------------------------------------------------------
 
@@ -210,9 +214,10 @@ class Worker:
         not mend is killed and its job queued again, with a fault counted.
         """
         try:
-            return self._attend(attempt)
-        except _AWAY:
-            log.exception("job %s could not be attended; trying again", attempt.job.id)
+            with attempt.trail.about():
+                return self._attend(attempt)
+        except _AWAY as error:
+            log.warning("job %s could not be attended; trying again: %s", attempt.job.id, error)
             return False
         except Exception:  # a bug of ours: it costs this attempt, not the worker
             log.exception("job %s cannot be attended; its attempt is given up", attempt.job.id)
@@ -229,7 +234,7 @@ class Worker:
             self._record(attempt)
             if isinstance(outcome, (Exited, Lost)):
                 self._conclude(attempt, outcome)
-                self._attempts.remove(attempt)
+                self._forget(attempt)
                 self._tidy(attempt)
                 return True
             if time.monotonic() - attempt.renewed_at >= self._limits.heartbeat_seconds:
@@ -322,6 +327,8 @@ class Worker:
             with self._database.write("forget") as connection:
                 age = timedelta(seconds=self._limits.idempotency_seconds)
                 idempotency.forget(connection, age)
+                kept = timedelta(seconds=self._limits.webhook_retention_seconds)
+                webhooks.forget(connection, kept)
             folder = self._machine.run_folder(attempt.job.id) / "checkpoints"
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -366,7 +373,12 @@ class Worker:
         while not isinstance(self._executor.poll(attempt.handle), (Exited, Lost)):
             self._executor.wait(self._limits.tick_seconds)
         if attempt in self._attempts:
-            self._attempts.remove(attempt)
+            self._forget(attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        self._attempts.remove(attempt)
+        attempt.trail.end()
+        log.info("attempt %d of job %s is over", attempt.job.attempt, attempt.job.id)
 
     def _stop_overdue(self) -> None:
         """Stop children whose lease could not be renewed for two thirds of its length.

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 import platformdirs
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.datasets.limits import IngestLimits
@@ -51,6 +53,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=_default_data_folder, description="Folder of all state.")
     database_url: str = Field(
         "", description="Empty: SQLite in the data folder; or postgresql+psycopg://..."
+    )
+    database_password_file: Path | None = Field(
+        None, description="File with the database's password, where its URL has none."
     )
     inference_url: str = Field(
         "", description="Empty: a socket in the data folder; or unix:///path or http://host:port."
@@ -142,8 +147,14 @@ class Settings(BaseSettings):
     keep_figures_days: float = Field(
         90.0, ge=0, description="For so long figures by step stay in the log of ended jobs."
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines for people, or one JSON object each."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line that is logged."
+    )
+    traces_url: str = Field(
+        "", description="Collector of OpenTelemetry spans, OTLP over HTTP; empty: none."
     )
     lease_seconds: float = Field(
         45.0,
@@ -194,6 +205,31 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
+    @field_validator("traces_url")
+    @classmethod
+    def _exportable(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("a collector's address begins with http:// or https://")
+        if value and find_spec("opentelemetry.exporter") is None:
+            raise ValueError("spans need the extra `telemetry`: pip install 'graft[telemetry]'")
+        return value
+
+    @field_validator("database_password_file")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is not None and not _first_line(value):
+            raise ValueError(f"{value} is empty, or cannot be read by this user")
+        return value and value.absolute()
+
+    @model_validator(mode="after")
+    def _refuse_password_for_nobody(self) -> Settings:
+        if self.database_password_file is not None and "@" not in self.database_url:
+            raise ValueError(
+                "GRAFT_DATABASE_PASSWORD_FILE needs a GRAFT_DATABASE_URL with a user: "
+                "postgresql+psycopg://user@host/name"
+            )
+        return self
+
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the api."""
@@ -201,8 +237,19 @@ class Settings(BaseSettings):
 
     @cached_property
     def resolved_database_url(self) -> str:
-        """The database, with the default filled in."""
+        """The database, with the default filled in, and without the password in a file."""
         return self.database_url or f"sqlite:///{self.data_dir / 'graft.db'}"
+
+    @cached_property
+    def database_address(self) -> str:
+        """The database, with its password: for connecting, not for printing."""
+        url = self.resolved_database_url
+        if self.database_password_file is None:
+            return url
+        scheme, _, rest = url.partition("://")
+        user, _, place = rest.rpartition("@")
+        password = quote(_first_line(self.database_password_file), safe="")
+        return f"{scheme}://{user}:{password}@{place}"
 
     @cached_property
     def resolved_inference_url(self) -> str:
@@ -284,6 +331,9 @@ class Settings(BaseSettings):
             ingest_limits=self.ingest_limits.as_json(),
             code_version=code_version,
             faults=self.faults,
+            log_format=self.log_format,
+            log_level=self.log_level,
+            traces_url=self.traces_url,
         )
 
     def worker_limits(self, gpus: int) -> WorkerLimits:
@@ -295,8 +345,17 @@ class Settings(BaseSettings):
             stall_seconds=self.stall_seconds,
             disk_cache_bytes=self.disk_cache_bytes,
             idempotency_seconds=self.idempotency_seconds,
+            webhook_retention_seconds=self.webhook_retention_seconds,
             low_water_bytes=self.low_water_bytes,
         )
+
+
+def _first_line(path: Path) -> str:
+    """Return the first line of a file; nothing if it cannot be read."""
+    try:
+        return path.read_text().partition("\n")[0].strip()
+    except OSError:
+        return ""
 
 
 def available_cores() -> int:
@@ -321,6 +380,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
         **os.environ,
         "GRAFT_DATA_DIR": str(settings.data_dir),
         "GRAFT_DATABASE_URL": settings.resolved_database_url,
+        "GRAFT_DATABASE_PASSWORD_FILE": str(settings.database_password_file or ""),
         "GRAFT_INFERENCE_URL": settings.resolved_inference_url,
         "GRAFT_HOST": settings.host,
         "GRAFT_PORT": str(settings.port),
@@ -336,6 +396,7 @@ def embedded_settings(data_folder: Path, port: int, catalogues: tuple[str, ...])
         "host": "127.0.0.1",
         "port": port,
         "database_url": "",
+        "database_password_file": None,
         "inference_url": "",
     }
     if catalogues:

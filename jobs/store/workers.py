@@ -48,7 +48,9 @@ def silent_since(connection: Connection, before: datetime) -> list[str]:
     return list(connection.scalars(select(workers.c.id).where(workers.c.heartbeat_at < before)))
 
 
-def count_alive(connection: Connection, within: timedelta) -> int:
-    """Return how many workers have been heard of lately."""
-    alive = workers.c.heartbeat_at >= utc_now() - within
-    return connection.scalar(select(func.count()).select_from(workers).where(alive)) or 0
+def count_alive(connection: Connection, within: timedelta, *, host: str | None = None) -> int:
+    """Return how many workers have been heard of lately, of one host or of all."""
+    statement = select(func.count()).where(workers.c.heartbeat_at >= utc_now() - within)
+    if host is not None:
+        statement = statement.where(workers.c.host == host)
+    return connection.scalar(statement) or 0

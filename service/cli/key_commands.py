@@ -97,7 +97,7 @@ def _database() -> Iterator[Database]:
     settings = load_settings()
     os.umask(0o077)  # as the service does: the folder may be new
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.database_address)
     database.migrate()
     try:
         yield database

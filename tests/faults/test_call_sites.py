@@ -46,6 +46,15 @@ ELSEWHERE = {
     ),
     "tests/integration/test_race.py": ("race.after_features", "race.after_probe"),
     "tests/integration/test_resume.py": ("train.after_head", "train.images"),
+    "tests/integration/test_webhooks.py": (
+        "webhook.after_send",
+        "webhook_claim.after_commit",
+        "webhook_claim.before_tx",
+        "webhook_claim.in_tx",
+        "webhook_note.after_commit",
+        "webhook_note.before_tx",
+        "webhook_note.in_tx",
+    ),
     "tests/integration/test_weights_vault.py": (
         "weights.learned.before_rename",
         "weights.record.before_rename",
@@ -73,6 +82,7 @@ NOT_BY_NAME = frozenset(
         "neighbours",
         "predictions_table",
         "shadow",
+        "webhook_redeliver",
         "weights.bundle",
     }
 )

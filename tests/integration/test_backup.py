@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +38,8 @@ from jobs.store.jobs import NewJob
 from models_cache import durable, faults
 from models_cache.blobs import BlobStore
 from models_cache.errors import InsufficientStorage
-from tests.databases import KINDS, new_database
+from tests.databases import KINDS, database_url
 from tests.stored_service import StoredService, rows_of, stored_service
-
-NewUrl = Callable[[str, Path], str]
-
-
-@pytest.fixture
-def new_url(request: pytest.FixtureRequest) -> NewUrl:
-    """Make an empty database of a kind for a data folder."""
-
-    def make(kind: str, folder: Path) -> str:
-        if kind == "sqlite":
-            return f"sqlite:///{folder / 'graft.db'}"
-        return new_database(request.getfixturevalue("postgresql"))
-
-    return make
 
 
 @pytest.fixture
@@ -106,14 +92,12 @@ def assert_restored(service: StoredService, folder: Path, database: Database) ->
 
 @pytest.mark.parametrize("source", KINDS)
 @pytest.mark.parametrize("target", KINDS)
-def test_everything_comes_back_on_either_database(
-    tmp_path: Path, new_url: NewUrl, source: str, target: str
-) -> None:
+def test_everything_comes_back_on_either_database(tmp_path: Path, source: str, target: str) -> None:
     data, folder = tmp_path / "data", tmp_path / "again"
-    service = stored_service(data, new_url(source, data))
+    service = stored_service(data, database_url(data, source))
     made = back_up(service, tmp_path / "copy")
     assert (made.database, made.missing) == (source, {})
-    database = Database(new_url(target, folder))
+    database = Database(database_url(folder, target))
     restored = bring_back(tmp_path / "copy", folder, database)
     assert (restored.queued_again, restored.broken) == (["job_3"], {})
     assert_restored(service, folder, database)
@@ -229,14 +213,12 @@ def test_a_folder_that_is_no_place_for_a_backup_is_refused(
     empty.close()
 
 
-def test_a_restore_writes_over_nothing(
-    service: StoredService, tmp_path: Path, new_url: NewUrl
-) -> None:
+def test_a_restore_writes_over_nothing(service: StoredService, tmp_path: Path) -> None:
     root, folder = tmp_path / "copy", tmp_path / "again"
     back_up(service, root)
     with pytest.raises(RestoreTargetUsed, match="data folder"):
         bring_back(root, service.folder, service.database)
-    other = stored_service(tmp_path / "other", new_url("postgresql", tmp_path), seed=1)
+    other = stored_service(tmp_path / "other", database_url(tmp_path, "postgresql"), seed=1)
     before = other.rows()
     with pytest.raises(RestoreTargetUsed, match="database"):
         bring_back(root, folder, other.database)
@@ -254,7 +236,7 @@ def test_a_backup_of_a_later_version_is_refused(service: StoredService, tmp_path
 
 
 def test_a_backup_of_an_older_version_is_migrated_forward(
-    service: StoredService, tmp_path: Path, new_url: NewUrl
+    service: StoredService, tmp_path: Path
 ) -> None:
     """Rows are written into tables as they were, then migrated as an update would."""
     root, folder = tmp_path / "copy", tmp_path / "again"
@@ -269,7 +251,7 @@ def test_a_backup_of_an_older_version_is_migrated_forward(
     old.close()
     assert made.revision == "0002"
     assert "feedback" not in {table.name for table in made.tables}
-    database = Database(new_url("postgresql", folder))
+    database = Database(database_url(folder, "postgresql"))
     bring_back(root, folder, database)
     assert database.is_migrated()
     with database.read() as connection:

@@ -23,7 +23,7 @@ from service.checkup.folder import check_folder
 from service.checkup.running import check_running
 from service.checkup.weights import check_weights
 from service.settings import Settings
-from tests.databases import new_database
+from tests.databases import database_url
 from tests.stored_service import StoredService, stored_service
 
 LONG_AGO = 10**9
@@ -166,8 +166,8 @@ def test_rows_without_files_and_rows_of_tomorrow_are_found(service: StoredServic
     assert found(check_database, "clock", data_dir=service.folder).severity is Severity.PROBLEM
 
 
-def test_settings_of_postgresql_that_lose_rows_are_found(tmp_path: Path, postgresql: str) -> None:
-    url = new_database(postgresql)
+def test_settings_of_postgresql_that_lose_rows_are_found(tmp_path: Path) -> None:
+    url = database_url(tmp_path, "postgresql")
     database = Database(url)
     database.migrate()
     settings = {"data_dir": tmp_path, "database_url": url}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import zipfile
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -102,15 +101,13 @@ def test_missing_weights_are_named(trained: TrainingJob, children: TrainingChild
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
-    database.migrate()
+def database(database: Database) -> Database:
+    """With a worker, and two versions of a model."""
     with database.write() as connection:
         workers.register(connection, "w", "host", 1, "cpu")
         for _ in range(2):
             models.publish(connection, _new_version(), promote=True)
-    yield database
-    database.close()
+    return database
 
 
 def _new_version() -> NewVersion:

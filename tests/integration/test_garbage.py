@@ -33,7 +33,7 @@ from jobs.store.database import Database
 from jobs.worker_limits import Retention
 from models_cache import faults
 from models_cache.blobs import BlobStore
-from tests.databases import KINDS, new_database
+from tests.databases import KINDS, database_url
 from tests.stored_service import StoredService, stored_service
 from tests.waiting import until
 
@@ -46,10 +46,7 @@ COLLECTIONS = int(os.environ.get("GRAFT_TEST_COLLECTIONS", "60"))
 def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoredService]:
     """A service whose files are all old, without a job that runs."""
     folder = tmp_path / "data"
-    url = f"sqlite:///{folder / 'graft.db'}"
-    if request.param == "postgresql":
-        url = new_database(request.getfixturevalue("postgresql"))
-    made = stored_service(folder, url)
+    made = stored_service(folder, database_url(folder, request.param))
     end_open_jobs(made)
     age(made)
     yield made

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from jobs.admission import Need
 from jobs.attempt import Attempt
@@ -21,18 +18,11 @@ from jobs.store import events, jobs, leases
 from jobs.store.database import Database
 from jobs.store.jobs import Job, Lease, NewJob
 from jobs.store.tables import DEFAULT_PROJECT
+from jobs.trail import Trail
 from models_cache.disk_space import LowWater
 
 _GIB = 1 << 30
 PLENTY = Memory(64 * _GIB, 60 * _GIB)
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
-    database.migrate()
-    yield database
-    database.close()
 
 
 class Room:
@@ -67,7 +57,9 @@ def queue(database: Database, job_id: str, **parameters: Any) -> Job:  # noqa: A
 def running(job: Job, folder: Path, need: Need) -> Attempt:
     handle = Handle(AttemptSpec("train", folder / "spec.json", folder), "t")
     figures = MetricsFiles(folder, 1)
-    return Attempt(job, "train", 0, Lease(job.id, "t"), handle, folder, figures, need)
+    return Attempt(
+        job, "train", 0, Lease(job.id, "t"), handle, folder, figures, Trail(job, {}), need
+    )
 
 
 def test_job_that_does_not_fit_beside_a_running_one_waits_and_says_why(

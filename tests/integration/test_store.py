@@ -1,11 +1,9 @@
-"""Statements on SQLite and PostgreSQL: claims, leases, fencing, aliases, keys, migrations."""
+"""Statements: claims, leases, fencing, aliases, keys, migrations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -29,25 +27,8 @@ from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease, NewJob
 from jobs.store.models import NewVersion
 from jobs.store.tables import DEFAULT_PROJECT, metadata
-from tests.databases import KINDS, new_database
 
 LONG = timedelta(seconds=60)
-
-
-@pytest.fixture(params=KINDS)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'graft.db'}"
-    return new_database(request.getfixturevalue("postgresql"))
-
-
-@pytest.fixture
-def database(url: str) -> Iterator[Database]:
-    database = Database(url)
-    database.migrate()
-    yield database
-    database.close()
 
 
 def accept(database: Database, job_id: str, **fields: object) -> Job:
@@ -88,8 +69,8 @@ def test_migrations_build_the_tables_that_the_code_uses(database: Database) -> N
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
-def test_migrating_from_many_threads_at_once_happens_once(url: str) -> None:
-    databases = [Database(url) for _ in range(4)]
+def test_migrating_from_many_threads_at_once_happens_once(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(Database.migrate, databases))
     assert all(database.is_migrated() for database in databases)
