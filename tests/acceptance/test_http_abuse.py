@@ -170,6 +170,22 @@ def test_backbones_are_listed_page_by_page(http: httpx2.Client) -> None:
     assert_problem(http.get("/v1/backbones?limit=0"), 422, "validation-failed")
 
 
+def test_recipes_are_listed_page_by_page(http: httpx2.Client) -> None:
+    whole = http.get("/v1/recipes").json()
+    names = [item["id"] for item in whole["data"]]
+    assert names == sorted(names)
+    assert (len(names) > 3, whole["has_more"], whole["next"]) == (True, False, None)
+    found: list[str] = []
+    after: dict[str, str] = {}
+    for _ in names:
+        page = http.get("/v1/recipes", params={"limit": 1, **after}).json()
+        found += [item["id"] for item in page["data"]]
+        after = {"after": found[-1]}
+        assert page["next"] == (found[-1] if page["has_more"] else None)
+    assert (found, page["has_more"]) == (names, False)
+    assert_problem(http.get("/v1/recipes?limit=0"), 422, "validation-failed")
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
 def test_json_calls_want_json(http: httpx2.Client, kind: str) -> None:
     answer = http.post("/v1/jobs", content=b"{}", headers={"content-type": kind})
