@@ -10,18 +10,18 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from jobs.store import models, shadows
+from jobs.store import shadows
 from jobs.store.database import Database
 from jobs.store.models import DEFAULT_ALIAS, Version
 from jobs.store.shadows import Comparisons, Pair
 from models_cache.errors import GraftError
 from service.inference_client import InferenceClient, Wanted
+from service.version_finder import VersionFinder
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +34,21 @@ class Shadows:
     """Asks candidates what was asked of others, and counts.
 
     Args:
-        database: Where aliases and counts are.
+        database: Where counts are.
+        versions: Finds candidates.
         inference: Who answers.
         fraction: Share of the requests that a candidate gets, from 0 to 1.
     """
 
-    def __init__(self, database: Database, inference: InferenceClient, fraction: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        versions: VersionFinder,
+        inference: InferenceClient,
+        fraction: float,
+    ) -> None:
         self._database = database
+        self._versions = versions
         self._inference = inference
         self._fraction = fraction
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,8 +102,11 @@ class Shadows:
     async def _compare(
         self, version: Version, images: Sequence[bytes | memoryview], said: list[dict[str, Any]]
     ) -> None:
-        candidate = await run_in_threadpool(self._candidate, version)
-        if candidate is None:
+        try:
+            candidate = await self._versions.find_if_any(f"{version.name}@{ALIAS}")
+        except SQLAlchemyError:  # the database is away: as when it misses others
+            return
+        if candidate is None or candidate.version == version.version:
             return
         try:
             answer = await self._inference.predict(candidate.artifact_digest, images, Wanted())
@@ -106,12 +117,6 @@ class Shadows:
         self._counted[pair] = self._counted.get(pair, Comparisons()) + found
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_soon())
-
-    def _candidate(self, version: Version) -> Version | None:
-        with self._database.read() as connection, suppress(GraftError):
-            candidate = models.resolve(connection, version.name, ALIAS)
-            return candidate if candidate.version != version.version else None
-        return None
 
     async def _write_soon(self) -> None:
         await asyncio.sleep(_WRITE_SECONDS)
