@@ -116,7 +116,7 @@ class Settings(BaseSettings):
         "info", description="Least severe line that is logged."
     )
     lease_seconds: float = Field(
-        45.0,
+        40.0,
         ge=1,
         le=3600,
         description="After so long without a sign a worker of another host is dead.",
