@@ -168,6 +168,20 @@ class DatasetRejected(DatasetError):
 
 
 @leaf
+class DatasetFilesMissing(DatasetError):
+    """Files of a dataset are gone from the data folder."""
+
+    code = "dataset-files-missing"
+    sentence = (
+        "{files} files of dataset {dataset_id} are gone, the first is {first}; "
+        "restore a backup that has them, or upload the images again"
+    )
+    dataset_id: str
+    files: int
+    first: str
+
+
+@leaf
 class DatasetNotReady(DatasetError):
     """A dataset whose images are still being checked."""
 

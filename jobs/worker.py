@@ -16,12 +16,10 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from jobs import lifecycle, publish
 from jobs.admission import Need
 from jobs.attempt import Attempt
+from jobs.away import AWAY
 from jobs.errors import AttemptDied, AttemptsExhausted, AttemptStalled, LeaseLost
 from jobs.executors.protocol import AttemptSpec, Executor, Exited, Lost
 from jobs.gate import Gate
@@ -36,6 +34,8 @@ from jobs.states import TERMINAL, JobEvent, JobState
 from jobs.store import datasets, events, idempotency, jobs, leases
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
+from jobs.store.last_commit import Commit
+from jobs.trail import Trail
 from jobs.worker_limits import WorkerLimits
 from models_cache import faults
 from models_cache.blobs import BlobStore
@@ -46,8 +46,6 @@ log = logging.getLogger(__name__)
 
 #: Exit status of a child that was asked to stop and left a checkpoint.
 STOPPED_ON_REQUEST = 75
-#: What goes away and comes back: the database, the disk.
-_AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
 _START_AGAIN_AFTER = timedelta(seconds=5)
 _AGAIN_AFTER_LOSS = timedelta(seconds=1)
 #: An idle worker looks for jobs when something was committed, and after so long for those whose
@@ -88,7 +86,7 @@ class Worker:
         self._next_beat = 0.0
         self._next_sweep = 0.0
         self._next_look = 0.0
-        self._idle_as_of: int | None = None  # the commit at which nothing could be started
+        self._idle_as_of: Commit = None  # the commit at which nothing could be started
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Work until `should_stop`; then let children write a checkpoint and queue their jobs."""
@@ -97,7 +95,7 @@ class Worker:
             busy = False
             try:
                 busy = self._tick()
-            except _AWAY:
+            except AWAY:
                 # The database or the disk is away: children go on within their lease.
                 log.exception("the worker's loop was interrupted")
             self._stop_overdue()
@@ -183,8 +181,9 @@ class Worker:
                 parent = None
                 if dataset and dataset.parent:
                     parent = datasets.get(connection, dataset.parent, job.project)
+                trail = Trail(job, events.origin(connection, job.id))
             machine = self._machine.at_place(place)
-            spec_path = write_spec(machine, job, dataset or None, parent)
+            spec_path = write_spec(machine, job, trail, dataset or None, parent)
             folder = self._machine.attempt_folder(job)
             kind = CHILD_KINDS[job.type]
             handle = self._executor.start(AttemptSpec(kind, spec_path, folder))
@@ -199,7 +198,10 @@ class Worker:
             self._fail(job, lease, error)
             return
         figures = MetricsFiles(machine.run_folder(job.id), job.attempt)
-        self._attempts.append(Attempt(job, slot, place, lease, handle, folder, figures, need))
+        attempt = Attempt(job, slot, place, lease, handle, folder, figures, trail, need)
+        self._attempts.append(attempt)
+        with trail.about():
+            log.info("attempt %d of job %s (%s) began", job.attempt, job.id, job.type)
 
     # -- attending ---------------------------------------------------------------------------
 
@@ -210,8 +212,9 @@ class Worker:
         not mend is killed and its job queued again, with a fault counted.
         """
         try:
-            return self._attend(attempt)
-        except _AWAY:
+            with attempt.trail.about():
+                return self._attend(attempt)
+        except AWAY:
             log.exception("job %s could not be attended; trying again", attempt.job.id)
             return False
         except Exception:  # a bug of ours: it costs this attempt, not the worker
@@ -229,7 +232,7 @@ class Worker:
             self._record(attempt)
             if isinstance(outcome, (Exited, Lost)):
                 self._conclude(attempt, outcome)
-                self._attempts.remove(attempt)
+                self._forget(attempt)
                 self._tidy(attempt)
                 return True
             if time.monotonic() - attempt.renewed_at >= self._limits.heartbeat_seconds:
@@ -366,7 +369,12 @@ class Worker:
         while not isinstance(self._executor.poll(attempt.handle), (Exited, Lost)):
             self._executor.wait(self._limits.tick_seconds)
         if attempt in self._attempts:
-            self._attempts.remove(attempt)
+            self._forget(attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        self._attempts.remove(attempt)
+        attempt.trail.end()
+        log.info("attempt %d of job %s is over", attempt.job.attempt, attempt.job.id)
 
     def _stop_overdue(self) -> None:
         """Stop children whose lease could not be renewed for two thirds of its length.

@@ -31,3 +31,18 @@ class WorkerLimits:
     #: its fork server down each time must end as well.
     attempt_limit: int = 50
     first_backoff_seconds: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """How long what is not needed any more is kept.
+
+    Args:
+        grace_seconds: Files that no row points to.
+        runs_days: Run folders of jobs that ended: logs, figures, predictions.
+        figures_days: Figures by step in the event log of jobs that ended.
+    """
+
+    grace_seconds: float = 86_400.0
+    runs_days: float = 30.0
+    figures_days: float = 90.0

@@ -28,9 +28,7 @@ async def read_json(request: Request, max_bytes: int = MAX_JSON_BYTES) -> Any:  
         BodyTooLarge: The body is larger than `max_bytes`.
         JsonMalformed: It is not strict JSON in UTF-8.
     """
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type != "application/json" and not content_type.endswith("+json"):
-        raise MediaTypeUnsupported(content_type or "none", "application/json")
+    _require_json(request)
     return parse_json(await read_body(request, max_bytes))
 
 
@@ -42,9 +40,19 @@ async def read_model(request: Request, model: type[_Model], *, default: bool = F
         model: What the body should be; unknown fields are refused by its configuration.
         default: An empty body means every default.
     """
-    if default and not await request.body():
+    if not default:
+        return validate(model, await read_json(request))
+    body = await read_body(request, MAX_JSON_BYTES)
+    if not body:
         return model()
-    return validate(model, await read_json(request))
+    _require_json(request)
+    return validate(model, parse_json(body))
+
+
+def _require_json(request: Request) -> None:
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        raise MediaTypeUnsupported(content_type or "none", "application/json")
 
 
 def validate(model: type[_Model], value: Any) -> _Model:  # noqa: ANN401 - JSON is any
@@ -87,8 +95,10 @@ def parse_json(body: bytes) -> Any:  # noqa: ANN401 - JSON is any
             parse_int=_bounded_integer,
             parse_float=_finite_float,
         )
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise JsonMalformed(f"not UTF-8 or too deep ({type(error).__name__})") from None
+    except UnicodeDecodeError:
+        raise JsonMalformed("it is not encoded in UTF-8") from None
+    except RecursionError:
+        raise JsonMalformed(f"more than {_MAX_DEPTH} levels of nesting") from None
     except json.JSONDecodeError as error:
         raise JsonMalformed(f"{error.msg} at line {error.lineno} column {error.colno}") from None
     _check(value, depth=0)

@@ -18,12 +18,16 @@ from models_cache.catalogue import Catalogue
 from models_cache.disk_space import LowWater
 from models_cache.room import Room
 from models_cache.weights import WeightsVault
+from service.audit import AuditLog
 from service.engine_wishes import EngineWishes
 from service.errors import ValidationFailed
+from service.folder_sizes import FolderSizes
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
+from service.key_ring import KeyRing
 from service.manifests import RecentManifests
 from service.metrics import ServiceMetrics
+from service.rates import Rates
 from service.settings import Settings
 from service.shadowing import Shadows
 from service.version_finder import VersionFinder
@@ -48,8 +52,13 @@ class Services:
     versions: VersionFinder
     indexer: Indexer
     shadows: Shadows
+    folder_sizes: FolderSizes
     engine_wishes: EngineWishes
     metrics: ServiceMetrics
+    key_ring: KeyRing
+    rates: Rates
+    false_keys: Rates
+    audit: AuditLog
 
 
 async def _services(request: Request) -> Services:  # not `def`: that is run in a thread

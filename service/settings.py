@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 import platformdirs
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.datasets.limits import IngestLimits
+from jobs.keys import Limits
 from jobs.specs import Machine
 from jobs.store.ballast import Ballast
-from jobs.worker_limits import WorkerLimits
+from jobs.worker_limits import Retention, WorkerLimits
 from models_cache.egress_policy import EgressPolicy
+from service.connection_limits import ConnectionLimits
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 _MOST_DECODERS = 8
+_REQUESTS_PER_MINUTE = 6000  # where others can reach the service
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,2})?)$"
 
 
@@ -48,6 +53,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=_default_data_folder, description="Folder of all state.")
     database_url: str = Field(
         "", description="Empty: SQLite in the data folder; or postgresql+psycopg://..."
+    )
+    database_password_file: Path | None = Field(
+        None, description="File with the database's password, where its URL has none."
     )
     inference_url: str = Field(
         "", description="Empty: a socket in the data folder; or unix:///path or http://host:port."
@@ -109,11 +117,44 @@ class Settings(BaseSettings):
         2 << 30, ge=1024, description="Largest data set archive, in bytes."
     )
     max_image_pixels: int = Field(40_000_000, ge=1024, description="Largest image, in pixels.")
+    max_connections: int = Field(
+        1000, ge=16, le=65_536, description="Most connections at once; fewer where files are few."
+    )
+    max_uploads: int = Field(
+        128, ge=1, le=65_536, description="Most requests at once whose bodies are still arriving."
+    )
+    head_seconds: float = Field(
+        15.0, gt=0, le=3600, description="In which the head of a request has to be there."
+    )
+    slow_seconds: float = Field(
+        30.0, gt=0, le=3600, description="For so long a client may be slower than the least rate."
+    )
+    min_bytes_per_second: int = Field(
+        1024, ge=1, le=1 << 30, description="Least rate of a body, and of reading an answer."
+    )
     idempotency_seconds: float = Field(
         86_400.0, ge=1, description="For so long a request with the same key is made only once."
     )
+    gc_interval_seconds: float = Field(
+        86_400.0, ge=0, description="Between collections of garbage by the worker; 0: never."
+    )
+    gc_grace_seconds: float = Field(
+        86_400.0, ge=600, description="For so long files that no row points to are kept."
+    )
+    keep_runs_days: float = Field(
+        30.0, ge=0, description="For so long logs, figures and predictions of ended jobs are kept."
+    )
+    keep_figures_days: float = Field(
+        90.0, ge=0, description="For so long figures by step stay in the log of ended jobs."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines for people, or one JSON object each."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line that is logged."
+    )
+    traces_url: str = Field(
+        "", description="Collector of OpenTelemetry spans, OTLP over HTTP; empty: none."
     )
     lease_seconds: float = Field(
         40.0,
@@ -123,6 +164,26 @@ class Settings(BaseSettings):
     )
     stall_seconds: float = Field(
         300.0, ge=1, description="An attempt without progress for so long is restarted."
+    )
+    requests_per_minute: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="Of one API key; 0: no bound on loopback, 6000 elsewhere. Keys may have own.",
+    )
+    max_unfinished_jobs: int = Field(
+        0, ge=0, description="Most jobs of a project that have not ended; 0: no bound."
+    )
+    max_datasets: int = Field(0, ge=0, description="Most data sets of a project; 0: no bound.")
+    max_stored_bytes: int = Field(
+        0, ge=0, description="Most bytes that a project may have uploaded; 0: no bound."
+    )
+    max_false_keys_per_minute: int = Field(
+        20, ge=1, le=10**6, description="From one address, before the answer is 429 for a while."
+    )
+    public_metrics: bool = Field(False, description="Answer /metrics without an API key.")
+    audit_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="Bound of the audit log on disk; the oldest goes."
     )
     faults: str = Field("", description="For tests: named points at which a process is to fail.")
 
@@ -144,14 +205,21 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @model_validator(mode="after")
-    def _refuse_open_doors(self) -> Settings:
-        if not self.is_loopback and not self.allow_anonymous:
-            raise ValueError(
-                f"GRAFT_HOST={self.host} can be reached by others and there are no API keys; "
-                "set GRAFT_ALLOW_ANONYMOUS=1 if a proxy in front checks who calls"
-            )
-        return self
+    @field_validator("traces_url")
+    @classmethod
+    def _exportable(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("a collector's address begins with http:// or https://")
+        if value and find_spec("opentelemetry.exporter") is None:
+            raise ValueError("spans need the extra `telemetry`: pip install 'graft[telemetry]'")
+        return value
+
+    @field_validator("database_password_file")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is not None and not _first_line(value):
+            raise ValueError(f"{value} is empty, or cannot be read by this user")
+        return value
 
     @property
     def is_loopback(self) -> bool:
@@ -160,8 +228,19 @@ class Settings(BaseSettings):
 
     @cached_property
     def resolved_database_url(self) -> str:
-        """The database, with the default filled in."""
+        """The database, with the default filled in, and without the password in a file."""
         return self.database_url or f"sqlite:///{self.data_dir / 'graft.db'}"
+
+    @cached_property
+    def database_address(self) -> str:
+        """The database, with its password: for connecting, not for printing."""
+        url = self.resolved_database_url
+        if self.database_password_file is None:
+            return url
+        scheme, _, rest = url.partition("://")
+        user, _, place = rest.rpartition("@")
+        password = quote(_first_line(self.database_password_file), safe="")
+        return f"{scheme}://{user}:{password}@{place}"
 
     @cached_property
     def resolved_inference_url(self) -> str:
@@ -190,12 +269,43 @@ class Settings(BaseSettings):
         return EgressPolicy.of(self.egress_allow, self.egress_proxy)
 
     @cached_property
+    def connection_limits(self) -> ConnectionLimits:
+        """What clients may hold open, files permitting."""
+        return ConnectionLimits(
+            connections=self.max_connections,
+            uploads=self.max_uploads,
+            head_seconds=self.head_seconds,
+            grace_seconds=self.slow_seconds,
+            min_bytes_per_second=self.min_bytes_per_second,
+        )
+
+    @cached_property
+    def key_limits(self) -> Limits:
+        """What an API key without limits of its own may use."""
+        per_minute = self.requests_per_minute or (0 if self.is_loopback else _REQUESTS_PER_MINUTE)
+        return Limits(
+            requests_per_minute=per_minute or None,
+            unfinished_jobs=self.max_unfinished_jobs or None,
+            datasets=self.max_datasets or None,
+            stored_bytes=self.max_stored_bytes or None,
+        )
+
+    @cached_property
     def ingest_limits(self) -> IngestLimits:
         """What an upload may hold."""
         return IngestLimits(
             max_upload_bytes=self.max_upload_bytes,
             max_image_pixels=self.max_image_pixels,
             decoders=min(_MOST_DECODERS, available_cores()),
+        )
+
+    @cached_property
+    def retention(self) -> Retention:
+        """How long what is not needed any more is kept."""
+        return Retention(
+            grace_seconds=self.gc_grace_seconds,
+            runs_days=self.keep_runs_days,
+            figures_days=self.keep_figures_days,
         )
 
     def machine(self, code_version: str, gpus: tuple[str, ...]) -> Machine:
@@ -212,6 +322,9 @@ class Settings(BaseSettings):
             ingest_limits=self.ingest_limits.as_json(),
             code_version=code_version,
             faults=self.faults,
+            log_format=self.log_format,
+            log_level=self.log_level,
+            traces_url=self.traces_url,
         )
 
     def worker_limits(self, gpus: int) -> WorkerLimits:
@@ -225,6 +338,14 @@ class Settings(BaseSettings):
             idempotency_seconds=self.idempotency_seconds,
             low_water_bytes=self.low_water_bytes,
         )
+
+
+def _first_line(path: Path) -> str:
+    """Return the first line of a file; nothing if it cannot be read."""
+    try:
+        return path.read_text().partition("\n")[0].strip()
+    except OSError:
+        return ""
 
 
 def available_cores() -> int:

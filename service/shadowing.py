@@ -102,14 +102,14 @@ class Shadows:
             found = compare(said, answer["predictions"])
         except GraftError:
             found = Comparisons(failed=len(images))
-        pair = Pair(version.name, version.version, candidate.version)
+        pair = Pair(version.project, version.name, version.version, candidate.version)
         self._counted[pair] = self._counted.get(pair, Comparisons()) + found
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_soon())
 
     def _candidate(self, version: Version) -> Version | None:
         with self._database.read() as connection, suppress(GraftError):
-            candidate = models.resolve(connection, version.name, ALIAS)
+            candidate = models.resolve(connection, version.name, ALIAS, version.project)
             return candidate if candidate.version != version.version else None
         return None
 

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,11 +35,13 @@ class Announced:
     """What a client said about the file before it sent the first part.
 
     Args:
+        project: Whose upload it is.
         file_name: What the file is called.
         size_bytes: Of the whole file.
         created_at: Unix seconds.
     """
 
+    project: str
     file_name: str
     size_bytes: int
     created_at: int
@@ -69,17 +70,16 @@ class PartialUpload:
         return int(self.folder.stat().st_mtime + LEFTOVER_SECONDS)
 
 
-def begin(root: Path, upload_id: str, file_name: str, size_bytes: int) -> PartialUpload:
-    """Make a place for the parts of a file of `size_bytes` below `root`."""
-    announced = Announced(file_name, size_bytes, int(time.time()))
+def begin(root: Path, upload_id: str, announced: Announced) -> PartialUpload:
+    """Make a place for the parts of a file below `root`."""
     folder = root / upload_id
     data = durable.canonical_json(asdict(announced))
     durable.write_bytes(folder / _ANNOUNCED, data, point="upload_parts.announced")
     return PartialUpload(upload_id, folder, announced, None)
 
 
-def find(root: Path, upload_id: str) -> PartialUpload:
-    """Return an upload.
+def find(root: Path, upload_id: str, project: str) -> PartialUpload:
+    """Return an upload of a project.
 
     Raises:
         UploadNotFound: There is none of that id, or it expired.
@@ -89,6 +89,8 @@ def find(root: Path, upload_id: str) -> PartialUpload:
         announced = Announced(**json.loads((folder / _ANNOUNCED).read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
         raise UploadNotFound(upload_id) from None
+    if announced.project != project:
+        raise UploadNotFound(upload_id)
     outcome_path = folder / _OUTCOME
     outcome = Outcome(**json.loads(outcome_path.read_bytes())) if outcome_path.exists() else None
     return PartialUpload(upload_id, folder, announced, outcome)

@@ -8,7 +8,6 @@ SQLite before 3.51.3 can corrupt a WAL file that several processes checkpoint.
 from __future__ import annotations
 
 import fcntl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 
 from jobs.store.ballast import Ballast
+from jobs.store.last_commit import Commit, LastCommit, ServerLastCommit, SqliteLastCommit
 from models_cache import faults
 
 try:
@@ -43,6 +43,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def known_revisions() -> set[str]:
+    """Return every version of the tables that this code can bring to the newest."""
+    return {script.revision for script in ScriptDirectory(str(_MIGRATIONS)).walk_revisions()}
+
+
 class Database:
     """An engine and the two kinds of transaction.
 
@@ -56,8 +61,11 @@ class Database:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._engine = _sqlite_engine(url) if self.is_sqlite else _server_engine(url)
-        self._watcher: Any = None  # the SQLite connection of `last_commit`
-        self._watching = threading.Lock()
+        self._last_commit: LastCommit = (
+            SqliteLastCommit(sqlite_library, self.url.database or "")
+            if self.is_sqlite
+            else ServerLastCommit(self._engine)
+        )
 
     @contextmanager
     def write(self, point: str = "write") -> Iterator[Connection]:
@@ -91,37 +99,26 @@ class Database:
             with reading.begin():
                 yield reading
 
-    def last_commit(self) -> int | None:
-        """Return a number that is another one after any commit; None where that cannot be told.
+    def last_commit(self) -> Commit:
+        """Return what is another one after any commit; None where that cannot be told now.
 
-        Takes microseconds and waits for nobody. Commits of any connection and process count. On
-        PostgreSQL, and while the file is locked as a whole, nothing can be told.
+        Commits of any connection and process count. Takes microseconds and waits for nobody on
+        SQLite; on PostgreSQL it waits for an answer of the server.
         """
-        if not self.is_sqlite:
-            return None
-        with self._watching:
-            try:
-                if self._watcher is None:
-                    # One that never commits itself: SQLite leaves out a connection's own commits
-                    self._watcher = sqlite_library.connect(
-                        self.url.database or "",
-                        timeout=0,
-                        check_same_thread=False,
-                        isolation_level=None,
-                    )
-                (number,) = self._watcher.execute("PRAGMA data_version").fetchone()
-            except sqlite_library.OperationalError:
-                return None
-        return int(number)
+        return self._last_commit.find()
 
-    def migrate(self) -> None:
-        """Bring the tables to the newest version; safe when several processes call it at once."""
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the tables to the newest version; safe when several processes call it at once.
+
+        Args:
+            revision: An older version to stop at: that of the rows which a restore writes.
+        """
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self._migration_lock(), self._engine.connect() as connection:
             config.attributes["connection"] = connection
             faults.reach("migration.before")
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
             faults.reach("migration.after")
 
     def restore_ballast(self) -> None:
@@ -138,10 +135,7 @@ class Database:
     def close(self) -> None:
         """Close every connection of this process."""
         self._engine.dispose()
-        with self._watching:
-            if self._watcher is not None:
-                self._watcher.close()
-                self._watcher = None
+        self._last_commit.close()
 
     @contextmanager
     def _migration_lock(self) -> Iterator[None]:

@@ -212,6 +212,26 @@ idempotency_keys = Table(
     Column("created_at", UtcTime, nullable=False),
 )
 
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(48), primary_key=True),
+    Column("project", String(63), nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("scope", String(16), nullable=False),  # read | train | admin
+    Column("secret_sha256", String(64), nullable=False, unique=True),
+    #: The secret before the last rotation opens the key until then.
+    Column("previous_sha256", String(64), nullable=True),
+    Column("previous_until", UtcTime, nullable=True),
+    Column("limits", JSON, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=True),
+    Column("revoked_at", UtcTime, nullable=True),
+    Column("last_used_at", UtcTime, nullable=True),
+    Index("ix_api_keys_previous_sha256", "previous_sha256"),
+    Index("ix_api_keys_project_id", "project", "id"),
+)
+
 workers = Table(
     "workers",
     metadata,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.cli.client_commands import Url, upload_with_bar
+from service.cli.client_commands import Key, Url, upload_with_bar
 from service.client import DEFAULT_URL, DatasetRejected, Graft, Json
 
 _WORST_FIRST = ("error", "warning", "info")
@@ -21,9 +21,10 @@ _MAX_FILES = 20  # unreadable ones, named
 def doctor(
     data: Annotated[str, typer.Argument(help="An archive to upload, or the id of a data set.")],
     url: Url = DEFAULT_URL,
+    key: Key = None,
 ) -> None:
     """Say what is wrong with a data set; status 1 if there is an error."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         try:
             dataset = _dataset(graft, data)
         except DatasetRejected as rejected:

@@ -12,6 +12,7 @@ from jobs.store import jobs
 from jobs.store.jobs import Job
 from models_cache.catalogue import BackboneInfo, WeightsInfo
 from models_cache.weights_errors import BackboneUnknown
+from service.callers import CallerDep
 from service.errors import AddressUnknown
 from service.json_body import json_body, json_request
 from service.recipe_schemas import parameters_model
@@ -77,6 +78,7 @@ def get_backbone(services: ServicesDep, backbone: BackboneDep) -> dict[str, Any]
 def download(
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
     backbone: BackboneDep,
     body: Annotated[DownloadRequest, json_body(DownloadRequest, default=True)],
 ) -> dict[str, Any]:
@@ -87,7 +89,8 @@ def download(
     with services.database.write("download") as connection:
         waiting = jobs.unfinished_of_type(connection, "download")
         if all(job.spec != spec for job in waiting):
-            jobs.accept(connection, jobs.NewJob(id=new_id("job"), type="download", spec=spec))
+            new = jobs.NewJob(id=new_id("job"), type="download", spec=spec, project=caller.project)
+            jobs.accept(connection, new)
     response.headers["Location"] = f"/v1/backbones/{architecture}"
     return _backbone_body(services, backbone, _recent_downloads(services))
 

@@ -29,7 +29,9 @@ from jobs.store import datasets, events, idempotency, jobs
 from jobs.store.datasets import Dataset
 from jobs.store.jobs import Job
 from models_cache import durable
+from service import quotas
 from service.batch_schemas import batch_reference, batch_spec
+from service.callers import Caller, CallerDep
 from service.errors import NothingHere, ValidationFailed
 from service.event_stream import stream_events
 from service.json_body import json_body, json_request
@@ -62,10 +64,10 @@ _DONE = {
 _WAIT_PREFERENCE = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")
 
 
-def job_of(services: ServicesDep, job_id: IdPath) -> Job:
+def job_of(services: ServicesDep, caller: CallerDep, job_id: IdPath) -> Job:
     """Return the job of the path, or raise `JobNotFound`."""
     with services.database.read() as connection:
-        return jobs.get(connection, job_id)
+        return jobs.get(connection, job_id, caller.project)
 
 
 JobDep = Annotated[Job, Depends(job_of)]
@@ -77,12 +79,13 @@ JobDep = Annotated[Job, Depends(job_of)]
 async def create_job(
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
     body: Annotated[JobRequest, json_body(JobRequest)],
     idempotency_key: IdempotencyKey = None,
     prefer: Annotated[str | None, Header(description="`wait=N`: wait up to N seconds.")] = None,
 ) -> JobBody:
     """Queue a job; with `Prefer: wait=N` the answer comes at its end or after N seconds."""
-    job = await run_in_threadpool(accept, services, body, idempotency_key)
+    job = await run_in_threadpool(accept, services, caller, body, idempotency_key)
     wait_seconds = _preferred_wait(prefer)
     if wait_seconds:
         response.headers["Preference-Applied"] = f"wait={wait_seconds:.0f}"
@@ -94,6 +97,7 @@ async def create_job(
 @router.get("")
 def list_jobs(
     services: ServicesDep,
+    caller: CallerDep,
     status: Annotated[JobState | None, Query()] = None,
     job_type: Annotated[str | None, Query(alias="type", pattern=r"^[a-z_]{1,32}$")] = None,
     limit: Limit = 20,
@@ -101,7 +105,14 @@ def list_jobs(
 ) -> Page[JobBody]:
     """List jobs, newest first."""
     with services.database.read() as connection:
-        found = jobs.page(connection, limit + 1, after, status=status, job_type=job_type)
+        found = jobs.page(
+            connection,
+            limit + 1,
+            after,
+            status=status,
+            job_type=job_type,
+            project=caller.project,
+        )
         bodies = [_body(job, jobs.queue_position(connection, job)) for job in found]
     return Page.of(bodies, limit)
 
@@ -138,6 +149,7 @@ def resume_job(services: ServicesDep, job: JobDep) -> JobBody:
 )
 def retry_job(
     services: ServicesDep,
+    caller: CallerDep,
     response: Response,
     job: JobDep,
     body: Annotated[RetryRequest, json_body(RetryRequest, default=True)],
@@ -150,6 +162,7 @@ def retry_job(
     with services.database.write("retry") as connection:
         again = jobs.find_retry(connection, job.id)
         if again is None:
+            quotas.require_job(connection, caller)
             again = _accept_retry(connection, job, body.reproduce)
         elif ("reproduce" in again.spec) != body.reproduce:
             raise RetryExists(job.id, again.id, "on" if "reproduce" in again.spec else "off")
@@ -158,10 +171,10 @@ def retry_job(
 
 
 @router.delete("/{job_id}", status_code=204)
-def delete_job(services: ServicesDep, job_id: IdPath) -> Response:
+def delete_job(services: ServicesDep, caller: CallerDep, job_id: IdPath) -> Response:
     """Delete an ended job and its log; a model it published stays, an export goes."""
     with services.database.write("job_delete") as connection:
-        jobs.remove(connection, job_id)
+        jobs.remove(connection, job_id, caller.project)
     remove_run_folders(services, [job_id])
     return Response(status_code=204)
 
@@ -180,7 +193,7 @@ async def get_events(
     """Return a page of the job's log; with `Accept: text/event-stream`, the log as it grows."""
     if "text/event-stream" in request.headers.get("accept", ""):
         start = int(last_event_id) if last_event_id is not None else after
-        stream = stream_events(services.database, job.id, start, request.is_disconnected)
+        stream = stream_events(services.database, job, start, request.is_disconnected)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
     page = await run_in_threadpool(_event_page, services, job.id, after, limit)
@@ -213,7 +226,9 @@ def _run_folder(services: Services, job: Job) -> pathlib.Path:
     return services.settings.data_dir / "runs" / job.id
 
 
-def accept(services: Services, body: JobRequest, idempotency_key: str | None) -> Job:
+def accept(
+    services: Services, caller: Caller, body: JobRequest, idempotency_key: str | None
+) -> Job:
     """Check a request completely, then put the job and its key on disk in one transaction.
 
     Raises:
@@ -224,17 +239,22 @@ def accept(services: Services, body: JobRequest, idempotency_key: str | None) ->
     fingerprint = durable.sha256_of_bytes(
         durable.canonical_json(["jobs", body.model_dump(mode="json")])
     )
-    spec = _checked_spec(services, body)
+    spec = _checked_spec(services, caller, body)
     with services.database.write("submit") as connection:
         job_id = idempotency.once(
-            connection, idempotency_key, fingerprint, lambda: _insert(connection, body, spec)
+            connection,
+            idempotency_key,
+            fingerprint,
+            lambda: _insert(connection, caller, body, spec),
+            caller.project,
         )
-        return jobs.get(connection, job_id)
+        return jobs.get(connection, job_id, caller.project)
 
 
-def _insert(connection: Connection, body: JobRequest, spec: dict[str, Any]) -> str:
-    dataset = datasets.get(connection, body.dataset)
+def _insert(connection: Connection, caller: Caller, body: JobRequest, spec: dict[str, Any]) -> str:
+    dataset = datasets.get(connection, body.dataset, caller.project)
     _require_usable(dataset, body.type)
+    quotas.require_job(connection, caller)
     model = spec.get("model")
     if body.type == "fine_tune":
         model = body.model or model_name_from(dataset.name)
@@ -245,6 +265,7 @@ def _insert(connection: Connection, body: JobRequest, spec: dict[str, Any]) -> s
         priority=body.priority,
         dataset_id=dataset.id,
         model=model,
+        project=caller.project,
     )
     return jobs.accept(connection, new).id
 
@@ -259,9 +280,10 @@ def _accept_retry(connection: Connection, job: Job, reproduce: bool) -> Job:
         dataset_id=job.dataset_id,
         model=job.model,
         retry_of=job.id,
+        project=job.project,
     )
     if job.dataset_id is not None:
-        _require_usable(datasets.get(connection, job.dataset_id), job.type)
+        _require_usable(datasets.get(connection, job.dataset_id, job.project), job.type)
     return jobs.accept(connection, new)
 
 
@@ -272,11 +294,11 @@ def _require_usable(dataset: Dataset, job_type: str) -> None:
         raise DatasetUnlabelled(sum(s["images"] for s in (dataset.splits or {}).values()))
 
 
-def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
+def _checked_spec(services: Services, caller: Caller, body: JobRequest) -> dict[str, Any]:
     if body.type == "race":
         return race_spec(services.catalogue, services.vault, body)
     if body.type == "batch_predict":
-        return batch_spec(body, services.versions.read(batch_reference(body)))
+        return batch_spec(body, services.versions.read(batch_reference(body), caller.project))
     if body.type != "fine_tune":
         offered = "exports are at POST /v1/models/{name}/versions/{version}/exports"
         raise ValidationFailed.one("/type", "not-offered", f"not offered here; {offered}")
@@ -300,7 +322,7 @@ def ask(services: Services, job: Job, event: JobEvent) -> Job:
         IllegalTransition: It cannot do that in its state.
     """
     with services.database.write(event.value) as connection:
-        current = jobs.get(connection, job.id)
+        current = jobs.get(connection, job.id, job.project)
         if current.status in _DONE[event]:
             return current
         return lifecycle.move(connection, current, event)
@@ -316,7 +338,7 @@ async def wait_for_end(services: Services, job: Job, wait_seconds: float) -> Job
 
     def look() -> Job:
         with services.database.read() as connection:
-            return jobs.get(connection, job.id)
+            return jobs.get(connection, job.id, job.project)
 
     deadline = time.monotonic() + wait_seconds
     while job.status not in TERMINAL and time.monotonic() < deadline:

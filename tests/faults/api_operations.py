@@ -59,7 +59,7 @@ class ApiGround:
         archive = BlobStore(self.data_folder / "blobs").put_bytes(dataset_id.encode())
         with self.database.write("setup") as connection:
             kept = (archive.sha256, archive.size_bytes)
-            datasets.add(connection, dataset_id, dataset_id, kept)
+            datasets.add(connection, dataset_id, dataset_id, kept, project="default")
             facts = {
                 "manifest_sha256": archive.sha256,
                 "digest": "0" * 64,
@@ -80,6 +80,7 @@ class ApiGround:
             for number in range(count):
                 digest = hashlib.sha256(f"{name}{number}".encode()).hexdigest()
                 new = models.NewVersion(
+                    project="default",
                     name=name,
                     artifact_digest=digest,
                     files={},

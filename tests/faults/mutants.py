@@ -48,7 +48,7 @@ class Mutant:
 _ORDER = "tests/faults/test_flush_order.py"
 _API = "tests/faults/test_api_points.py"
 _WORKER = "tests/integration/test_worker.py"
-_STORE = ("tests/integration/test_store.py", "-k", "every_write_of_a_worker and sqlite")
+_STORE = ("tests/integration/test_store.py", "-k", "every_write_of_a_worker")
 
 MUTANTS = (
     Mutant(

@@ -108,19 +108,21 @@ def _waiting_job(ground: ApiGround) -> str:
     with ground.database.write("setup") as connection:
         jobs.accept(
             connection,
-            jobs.NewJob(id=job_id, type="ingest", spec={}, dataset_id=dataset_id),
+            jobs.NewJob(
+                id=job_id, type="ingest", spec={}, dataset_id=dataset_id, project="default"
+            ),
         )
     return job_id
 
 
 def _phase(ground: ApiGround, job_id: str) -> str | None:
     with ground.database.read() as connection:
-        return jobs.get(connection, job_id).phase
+        return jobs.get(connection, job_id, "default").phase
 
 
 def _status(ground: ApiGround, job_id: str) -> JobState:
     with ground.database.read() as connection:
-        return jobs.get(connection, job_id).status
+        return jobs.get(connection, job_id, "default").status
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from jobs.training.checkpoint import Checkpoints
 from models_cache import durable, faults
 from models_cache.blobs import BlobStore
 from service import upload_parts
-from service.upload_parts import Outcome
+from service.upload_parts import Announced, Outcome
 from service.uploads import Upload
 from tests.faults.flush_order import COMMIT, Call, faults_of_order, recorded_calls
 
@@ -55,8 +55,9 @@ def test_parts_of_an_upload_are_durable_when_they_are_acknowledged(
     part = tmp_path / "part"
     part.write_bytes(b"bytes")
     received = Upload(part, durable.sha256_of_file(part), 5, "a.zip")
+    announced = Announced("default", "a.zip", 5, 0)
     with recorded_calls(monkeypatch) as calls:
-        upload = upload_parts.begin(tmp_path, "upload_1", "a.zip", 5)
+        upload = upload_parts.begin(tmp_path, "upload_1", announced)
         calls.append(Call(COMMIT))
         upload_parts.add_part(upload, received)
         calls.append(Call(COMMIT))

@@ -46,15 +46,17 @@ class WorkerGround:
         self.turn += 1
         job_id, dataset_id = f"job_{what}_{self.turn}", f"ds_{self.turn}"
         with self.database.write("setup") as connection:
-            datasets.add(connection, dataset_id, dataset_id, ("0" * 64, 1))
-            new = jobs.NewJob(id=job_id, type="ingest", spec={}, dataset_id=dataset_id)
+            datasets.add(connection, dataset_id, dataset_id, ("0" * 64, 1), project="default")
+            new = jobs.NewJob(
+                id=job_id, type="ingest", spec={}, dataset_id=dataset_id, project="default"
+            )
             jobs.accept(connection, new)
         return job_id
 
     def look(self, job_id: str) -> Job:
         """Return a job."""
         with self.database.read() as connection:
-            return jobs.get(connection, job_id)
+            return jobs.get(connection, job_id, "default")
 
     def ended(self, job_id: str, status: JobState) -> None:
         """Wait for the end of a job, which must be this one."""
@@ -110,7 +112,7 @@ def is_cancelled(ground: WorkerGround) -> None:
     job_id = ground.accept("long")
     ground.attempted(job_id)
     with ground.database.write("setup") as connection:
-        jobs.transition(connection, job_id, JobEvent.CANCEL)
+        jobs.transition(connection, job_id, JobEvent.CANCEL, project="default")
     ground.ended(job_id, JobState.CANCELLED)
 
 

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
+from jobs.keys import Limits
 from service.settings import Settings, child_environment
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,10 +29,10 @@ def test_every_setting_is_documented_with_its_default() -> None:
             assert field.default == "" or f"{field.default}" in row.replace(",", ""), name
 
 
-def test_host_that_others_reach_is_refused_without_leave() -> None:
-    with pytest.raises(ValidationError, match="GRAFT_ALLOW_ANONYMOUS"):
-        Settings(host="0.0.0.0")  # noqa: S104
-    assert Settings(host="0.0.0.0", allow_anonymous=True).host  # noqa: S104
+def test_requests_are_bounded_where_others_can_reach_the_service() -> None:
+    assert Settings().key_limits == Limits()
+    assert Settings(host="0.0.0.0").key_limits.requests_per_minute == 6000  # noqa: S104
+    assert Settings(requests_per_minute=7).key_limits.requests_per_minute == 7
 
 
 def test_lists_are_comma_separated_and_paths_absolute(tmp_path: Path) -> None:
