@@ -157,7 +157,7 @@ class Settings(BaseSettings):
         "", description="Collector of OpenTelemetry spans, OTLP over HTTP; empty: none."
     )
     lease_seconds: float = Field(
-        45.0,
+        40.0,
         ge=1,
         le=3600,
         description="After so long without a sign a worker of another host is dead.",

@@ -162,6 +162,22 @@ def test_a_job_longer_than_its_lease_keeps_its_worker(ground: WorkerGround) -> N
     assert ground.look(job_id).attempt == 1
 
 
+def test_a_wall_clock_that_jumps_ends_no_lease_and_keeps_no_job_waiting(
+    ground: WorkerGround,
+) -> None:
+    clock = ground.data_folder / "clock"
+    for offset_seconds in (3600.0, -3600.0, 10 * 365 * 86_400.0):
+        job_id = ground.accept("slow")
+        ground.attempted(job_id)
+        clock.write_text(str(offset_seconds))
+        ground.ended(job_id, JobState.SUCCEEDED)
+        assert ground.look(job_id).attempt == 1
+    job_id = ground.accept("crash")  # waits a moment before each further attempt
+    until(lambda: ground.look(job_id).attempt == 1, 20.0)
+    clock.write_text("-86400")
+    ground.ended(job_id, JobState.FAILED)
+
+
 def test_a_worker_that_slept_through_its_lease_writes_nothing(
     ground: WorkerGround, capsys: pytest.CaptureFixture[str]
 ) -> None:
