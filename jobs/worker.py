@@ -23,7 +23,7 @@ from jobs.away import AWAY
 from jobs.errors import AttemptDied, AttemptsExhausted, AttemptStalled, LeaseLost
 from jobs.executors.protocol import AttemptSpec, Executor, Exited, Lost
 from jobs.gate import Gate
-from jobs.housekeeping import bound_caches
+from jobs.housekeeping import bound_caches, forget_rows
 from jobs.metrics_files import MetricsFiles
 from jobs.presence import Presence
 from jobs.progress import FILE_NAME as PROGRESS_FILE
@@ -31,7 +31,7 @@ from jobs.progress import read_progress
 from jobs.slots import CHILD_KINDS, SLOT_KINDS
 from jobs.specs import Machine, remove_scratch, write_spec
 from jobs.states import TERMINAL, JobEvent, JobState
-from jobs.store import datasets, events, idempotency, jobs, leases, webhooks
+from jobs.store import datasets, events, jobs, leases
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
 from jobs.store.last_commit import Commit
@@ -324,10 +324,7 @@ class Worker:
             faults.reach("worker.before_tidying")
             bound_caches(self._machine.data_folder, self._limits.disk_cache_bytes)
             with self._database.write("forget") as connection:
-                age = timedelta(seconds=self._limits.idempotency_seconds)
-                idempotency.forget(connection, age)
-                kept = timedelta(seconds=self._limits.webhook_retention_seconds)
-                webhooks.forget(connection, kept)
+                forget_rows(connection, self._limits)
             folder = self._machine.run_folder(attempt.job.id) / "checkpoints"
             shutil.rmtree(folder, ignore_errors=True)
 
