@@ -340,6 +340,7 @@ class Settings(BaseSettings):
             stall_seconds=self.stall_seconds,
             disk_cache_bytes=self.disk_cache_bytes,
             idempotency_seconds=self.idempotency_seconds,
+            webhook_retention_seconds=self.webhook_retention_seconds,
             low_water_bytes=self.low_water_bytes,
         )
 

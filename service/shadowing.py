@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from jobs.store import models, shadows
-from jobs.store.database import Database
+from jobs.store.database import DATABASE_AWAY, Database
 from jobs.store.models import DEFAULT_ALIAS, Version
 from jobs.store.shadows import Comparisons, Pair
 from models_cache.errors import GraftError
@@ -76,7 +75,7 @@ class Shadows:
         if counted:
             try:
                 await run_in_threadpool(self._add, counted)
-            except SQLAlchemyError as error:  # the database is away: what was counted is lost
+            except DATABASE_AWAY as error:  # the database is away: what was counted is lost
                 log.warning("comparisons with shadows could not be written: %s", error)
 
     async def close(self) -> None:
@@ -94,7 +93,10 @@ class Shadows:
     async def _compare(
         self, version: Version, images: Sequence[bytes | memoryview], said: list[dict[str, Any]]
     ) -> None:
-        candidate = await run_in_threadpool(self._candidate, version)
+        try:
+            candidate = await run_in_threadpool(self._candidate, version)
+        except DATABASE_AWAY:  # as when it misses others
+            return
         if candidate is None:
             return
         try:

@@ -15,10 +15,9 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,9 +148,7 @@ def composed(folder: Path, port: int, overrides: Mapping[str, str]) -> Iterator[
     password_file = folder / "database_password"
     password_file.write_text("pass:word@with/signs\n")
     services = compose_services(password_file, "compose.yaml")
-    # Not below pytest's folder, which is closed to the user that PostgreSQL runs as
-    with tempfile.TemporaryDirectory(prefix="graft-pg-") as temporary:
-        server = PostgresqlServer(Path(temporary) / "data")
+    with closing(PostgresqlServer()) as server:
         socket_folder = _database_with_password(server, password_file.read_text().strip())
         places = {
             "/run/secrets/database_password": str(password_file),
@@ -169,7 +166,6 @@ def composed(folder: Path, port: int, overrides: Mapping[str, str]) -> Iterator[
             for process in found.processes.values():
                 process.kill()
                 process.wait()
-            server.stop()
 
 
 def _database_with_password(server: PostgresqlServer, password: str) -> str:
