@@ -201,8 +201,7 @@ class Worker:
         figures = MetricsFiles(machine.run_folder(job.id), job.attempt)
         attempt = Attempt(job, slot, place, lease, handle, folder, figures, trail, need)
         self._attempts.append(attempt)
-        with trail.about():
-            log.info("attempt %d of job %s (%s) began", job.attempt, job.id, job.type)
+        trail.begin()
 
     # -- attending ---------------------------------------------------------------------------
 
@@ -233,7 +232,8 @@ class Worker:
             self._record(attempt)
             if isinstance(outcome, (Exited, Lost)):
                 self._conclude(attempt, outcome)
-                self._forget(attempt)
+                self._attempts.remove(attempt)
+                attempt.trail.end()
                 self._tidy(attempt)
                 return True
             if time.monotonic() - attempt.renewed_at >= self._limits.heartbeat_seconds:
@@ -369,12 +369,8 @@ class Worker:
         while not isinstance(self._executor.poll(attempt.handle), (Exited, Lost)):
             self._executor.wait(self._limits.tick_seconds)
         if attempt in self._attempts:
-            self._forget(attempt)
-
-    def _forget(self, attempt: Attempt) -> None:
-        self._attempts.remove(attempt)
-        attempt.trail.end()
-        log.info("attempt %d of job %s is over", attempt.job.attempt, attempt.job.id)
+            self._attempts.remove(attempt)
+            attempt.trail.end()
 
     def _stop_overdue(self) -> None:
         """Stop children whose lease could not be renewed for two thirds of its length.
