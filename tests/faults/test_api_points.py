@@ -36,7 +36,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.slow
 
 _OTHER_ACTIONS = ("pause", "enospc", "eio")
-_IN_CI = 24  # of the points x other actions
+_IN_CI = 12  # of the points x other actions
 _PAUSE_SECONDS = 0.3
 
 

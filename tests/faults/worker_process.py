@@ -1,8 +1,9 @@
 """What a fork of the respawner runs: a real worker, with children that cost nothing.
 
-python -m tests.faults.respawner tests.faults.worker_process:run DATA_FOLDER [LOW BALLAST]
+python -m tests.faults.respawner tests.faults.worker_process:run DATA_FOLDER [LOW BALLAST [LEASE]]
 
-`LOW` and `BALLAST` are bytes, as `GRAFT_LOW_WATER_BYTES` and `GRAFT_BALLAST_BYTES`.
+`LOW` and `BALLAST` are bytes, as `GRAFT_LOW_WATER_BYTES` and `GRAFT_BALLAST_BYTES`; `LEASE`
+is seconds.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def _fake_the_wall_clock(data_folder: Path) -> None:
         module.datetime = Clock  # type: ignore[attr-defined]
 
 
-def run(data_folder_name: str, low_water: str = "0", ballast_bytes: str = "0") -> None:
+def run(
+    data_folder_name: str, low_water: str = "0", ballast_bytes: str = "0", lease: str = ""
+) -> None:
     """Work until SIGTERM."""
     logging.basicConfig(level="INFO", stream=sys.stderr, format="%(asctime)s %(message)s")
     data_folder = Path(data_folder_name)
@@ -90,6 +93,7 @@ def run(data_folder_name: str, low_water: str = "0", ballast_bytes: str = "0") -
     signal.signal(signal.SIGTERM, stop)
     machine = Machine(data_folder=data_folder, faults=_PLAN)
     blobs = BlobStore(data_folder / "blobs")
-    limits = replace(LIMITS, low_water_bytes=int(low_water))
+    lease_seconds = float(lease or LIMITS.lease_seconds)
+    limits = replace(LIMITS, low_water_bytes=int(low_water), lease_seconds=lease_seconds)
     Worker(database, blobs, executor, machine, presence, limits).run(lambda: bool(stopping))
     database.close()
