@@ -19,7 +19,7 @@ from jobs.keys import Limits, Scope, new_key
 from jobs.store import keys, tables
 from service.access import NEEDS, need_of
 from service.key_ring import REMEMBERED_SECONDS
-from tests.api_process import Api, clean_environment, running_api
+from tests.api_process import Api, clean_environment, running_api, settings_of
 from tests.images import zip_bytes
 from tests.tenants import ABSENT, Things, furnish
 from tests.waiting import until
@@ -35,6 +35,7 @@ ASKS = {  # they change nothing
     "/hf/{reference}",
 }
 ARCHIVE = zip_bytes({"a/1.jpg": b"1", "b/1.jpg": b"2"})
+pytestmark = pytest.mark.database
 MANY = {"GRAFT_MAX_FALSE_KEYS_PER_MINUTE": "100000"}
 
 
@@ -338,9 +339,12 @@ def test_without_keys_everybody_on_the_machine_may_do_all_but_make_the_first(
 
 def made_on_the_machine(api: Api) -> str:
     command = [sys.executable, "-P", "-m", "service.cli.main", "keys", "create"]
-    environment = {**clean_environment(), "GRAFT_DATA_DIR": str(api.data_folder)}
     done = subprocess.run(
-        [*command, "--scope", "admin"], env=environment, capture_output=True, text=True, check=True
+        [*command, "--scope", "admin"],
+        env=settings_of(api.data_folder),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() not in done.stderr
     return done.stdout.strip()
