@@ -168,6 +168,31 @@ def test_pages_and_health_need_no_key_and_nothing_else_is_open(api: Api) -> None
     assert "security" not in document["paths"]["/healthz"]["get"]
 
 
+def test_every_answer_tells_browsers_what_it_is_not(api: Api) -> None:
+    origin = {"Origin": "https://evil.example"}
+    with api.client(api.key().secret) as client, api.client() as stranger:
+        answers = {
+            "data": client.get("/v1/datasets", headers=origin),
+            "refused": stranger.get("/v1/datasets", headers=origin),
+            "absent": client.get("/v1/nothing", headers=origin),
+            "preflight": client.options("/v1/datasets", headers=origin),
+            "foreign": client.post("/v1/datasets", content=ARCHIVE, headers=origin),
+            "page": client.get("/docs", headers=origin),
+            "script": client.get("/static-offline-docs/swagger-ui-bundle.js", headers=origin),
+        }
+    assert answers["foreign"].status_code == 403
+    for what, answer in answers.items():
+        headers = answer.headers
+        assert headers["x-content-type-options"] == "nosniff", what
+        assert headers["x-frame-options"] == "DENY", what
+        assert headers["referrer-policy"] == "no-referrer", what
+        assert "frame-ancestors 'none'" in headers["content-security-policy"], what
+        assert not [name for name in headers if name.startswith("access-control")], what
+        kept = what in ("page", "script")
+        assert (headers.get("cache-control") == "no-store") != kept, what
+    assert "script-src" not in answers["data"].headers["content-security-policy"]
+
+
 def test_keys_are_made_shown_once_rotated_and_revoked_over_http(api: Api) -> None:
     with api.client(api.key("pets").secret) as admin:
         asked = {"name": "ci", "scope": "read", "expires_in_seconds": 60}
