@@ -16,7 +16,7 @@ FIGURES ?= .
 export DATA CATALOG BACKBONE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo check format test gpu cover bench bench-gpu soak lock clean
+.PHONY: help install run demo check format test test-postgres gpu cover bench bench-gpu soak lock clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -50,6 +50,9 @@ format: install ## Format and fix what can be fixed
 test: install ## Run the tests (those of the real images need ../shared)
 	$(BIN)/pytest -m "not gpu" -n $(PYTEST_WORKERS) --dist loadfile
 
+test-postgres: install ## Run the tests that have a database, on a real PostgreSQL server
+	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "database and not gpu" -n $(PYTEST_WORKERS) --dist loadfile
+
 gpu: install ## Run the tests that need a CUDA device; without one they fail, and say so
 	GRAFT_REQUIRE_GPU=1 $(BIN)/pytest -m gpu tests/gpu
 
@@ -67,13 +70,19 @@ bench-gpu: install ## Print what a CUDA device is worth, and what might be faste
 
 soak: install ## Kill processes at random (KILLS=200) and damage array files (FUZZES=5000) for long
 	GRAFT_TEST_KILLS=$${KILLS:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_kills.py -s
+	GRAFT_TEST_COLLECTIONS=$${COLLECTIONS:-2000} $(BIN)/pytest -m "not gpu" tests/integration/test_garbage.py -k race
 	GRAFT_TEST_FUZZES=$${FUZZES:-5000} $(BIN)/pytest -m "not gpu" tests/integration/test_array_fuzz.py -s
+	GRAFT_TEST_IMAGES=api,worker-cpu,worker-cuda $(BIN)/pytest tests/integration/test_image_build.py
 
 lock: ## Pin every package with hashes (needs uv)
-	uv pip compile pyproject.toml --extra onnx --universal --python-version 3.11 --generate-hashes --no-header \
+	uv pip compile pyproject.toml --extra onnx --extra postgres --extra telemetry --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-package torch --no-emit-package torchvision -o requirements/base.lock
 	uv pip compile pyproject.toml --extra onnx --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-emit-package torch --no-emit-package torchvision -o requirements/dev.lock
+	uv pip compile requirements/build.in --universal --python-version 3.11 --generate-hashes --no-header \
+	  -o requirements/build.lock
+	uv pip compile requirements/torch-cuda.in --constraint requirements/base.lock --universal \
+	  --python-version 3.11 --generate-hashes --no-header -o requirements/torch-cuda.lock
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

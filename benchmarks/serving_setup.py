@@ -28,6 +28,7 @@ from load import Load, Requests, post  # noqa: E402
 from jobs.archives import pack_artifact  # noqa: E402
 from jobs.store import models  # noqa: E402
 from jobs.store.database import Database  # noqa: E402
+from jobs.store.tables import DEFAULT_PROJECT  # noqa: E402
 from models_cache.artifacts import Artifact, parse_artifact, write_artifact  # noqa: E402
 from models_cache.blobs import BlobStore  # noqa: E402
 from models_cache.durable import sha256_of_file  # noqa: E402
@@ -258,6 +259,7 @@ def publish_directly(data_folder: Path, clones: Clones, names: dict[str, int]) -
 def _row(name: str, artifact: Artifact) -> Any:  # noqa: ANN401
     facts = artifact.facts
     return models.NewVersion(
+        project=DEFAULT_PROJECT,
         name=name,
         artifact_digest=artifact.digest,
         files=artifact.files_as_json(),

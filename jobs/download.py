@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs import trail
 from jobs.eta import PhaseEstimate
 from jobs.progress import FILE_NAME, ProgressWriter
 from models_cache import faults
 from models_cache.catalogue import Catalogue
+from models_cache.egress_policy import EgressPolicy
 from models_cache.errors import GraftError
 from models_cache.weights import WeightsVault, obtain
 
@@ -22,6 +24,7 @@ def download(spec: dict[str, Any], progress: ProgressWriter) -> None:
         Path(spec["data_folder"]) / "weights",
         spec["weights_sources"],
         offline=spec["offline"],
+        egress=EgressPolicy.of(**spec["egress"]),
     )
 
     def report(done_bytes: int, total_bytes: int | None) -> None:
@@ -41,10 +44,11 @@ def main(spec_path: str) -> None:
     spec = json.loads(Path(spec_path).read_text())
     faults.arm(spec["faults"], Path(spec["faults_folder"]))
     progress = ProgressWriter(Path(spec["attempt_folder"]) / FILE_NAME, PhaseEstimate())
-    try:
-        download(spec, progress)
-    except GraftError as error:
-        progress.error(error)
+    with trail.followed(spec):
+        try:
+            download(spec, progress)
+        except GraftError as error:
+            progress.error(error)
 
 
 if __name__ == "__main__":

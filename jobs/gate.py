@@ -1,4 +1,4 @@
-"""Asked by the worker before each training: does it fit, and if not, does waiting help?"""
+"""Asked by the worker before each job: is there room on the disk, and memory for a training?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from jobs.store import jobs, leases
 from jobs.store.database import Database
 from jobs.store.jobs import Job
 from models_cache.catalogue import ACTIVATIONS_PX, DEFAULT, Catalogue
-from models_cache.errors import GraftError
+from models_cache.disk_space import LowWater
+from models_cache.errors import DiskSpaceLow, GraftError
 
 _SLOT = "train"
 _LOOK_SECONDS = 0.5  # between two looks at the memory for the same waiting job
@@ -50,6 +51,7 @@ class Gate:
     Args:
         database: Where earlier jobs, and what is said about waiting, stand.
         machine: Where trainings run.
+        space: The mark below which nothing is started.
         patience_seconds: How long to wait for memory that other programs hold.
         host: Reads the host's memory.
         gpu: Reads the memory of the GPU of a name.
@@ -59,12 +61,15 @@ class Gate:
         self,
         database: Database,
         machine: Machine,
+        space: LowWater,
         patience_seconds: float,
         host: Callable[[], Memory | None] = host_memory,
         gpu: Callable[[str], Memory | None] = gpu_memory,
     ) -> None:
         self._database = database
         self._machine = machine
+        self._space = space
+        self._told_of_space: set[str] = set()
         self._patience_seconds = patience_seconds
         self._host, self._gpu = host, gpu
         self._catalogue: Catalogue | None = None
@@ -73,7 +78,9 @@ class Gate:
         self._next_look = 0.0
 
     def ask(self, job: Job, slot: str, place: int, attempts: Sequence[Attempt]) -> Admitted | None:
-        """Return leave to start a job, or None while it has to wait; only trainings ever have to.
+        """Return leave to start a job, or None while it has to wait.
+
+        Any job waits for room on the disk, and a training for memory too.
 
         Args:
             job: The next of the queue.
@@ -81,6 +88,8 @@ class Gate:
             place: The slot's place, which says the GPU.
             attempts: What this worker runs.
         """
+        if not self._has_space(job):
+            return None
         if slot != _SLOT:
             return Admitted()
         now = time.monotonic()
@@ -102,6 +111,18 @@ class Gate:
         fits = verdicts == {Verdict.START}
         return Admitted(need, None if fits else _sentence(need, host, device, len(trainings)))
 
+    def _has_space(self, job: Job) -> bool:
+        try:
+            self._space.require()
+        except DiskSpaceLow as low:
+            if job.id not in self._told_of_space:
+                self._told_of_space.add(job.id)
+                with self._database.write("gate") as connection:
+                    leases.wait_for(connection, job.id, leases.WAITING_FOR_SPACE, str(low))
+            return False
+        self._told_of_space.clear()
+        return True
+
     def _need(self, job: Job, *, on_gpu: bool) -> Need:
         with self._database.read() as connection:
             earlier = jobs.succeeded(connection, job.type, _EARLIER_JOBS)
@@ -119,8 +140,8 @@ class Gate:
     def _wait(self, job: Job, sentence: str, now: float) -> None:
         if job.id != self._waiting:
             self._waiting, self._waiting_since = job.id, now
-            with self._database.write() as connection:
-                leases.wait_for_memory(connection, job.id, sentence)
+            with self._database.write("gate") as connection:
+                leases.wait_for(connection, job.id, leases.WAITING_FOR_MEMORY, sentence)
         self._next_look = now + _LOOK_SECONDS
 
 

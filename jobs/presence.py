@@ -7,6 +7,7 @@ cannot be seen.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 from datetime import timedelta
@@ -16,8 +17,9 @@ from pathlib import Path
 from jobs import lifecycle
 from jobs.states import JobEvent
 from jobs.store import leases, workers
-from jobs.store.database import Database, utc_now
-from models_cache import faults
+from jobs.store.database import DATABASE_AWAY, Database, utc_now
+
+log = logging.getLogger(__name__)
 
 
 class Presence:
@@ -46,20 +48,23 @@ class Presence:
         self._register()
 
     def _register(self) -> None:
-        with self._database.write() as connection:
+        with self._database.write("worker_register") as connection:
             workers.register(connection, self.worker_id, self._host, os.getpid(), self._device)
 
     def beat(self) -> None:
         """Say that this worker is alive; registers again if it was taken for dead."""
-        with self._database.write() as connection:
+        with self._database.write("worker_beat") as connection:
             known = workers.beat(connection, self.worker_id)
         if not known:
             self._register()
 
     def end(self) -> None:
         """Unregister and release the lock."""
-        with self._database.write() as connection:
-            workers.remove(connection, [self.worker_id])
+        try:
+            with self._database.write("worker_remove") as connection:
+                workers.remove(connection, [self.worker_id])
+        except DATABASE_AWAY as error:  # the next worker finds the lock free
+            log.warning("worker %s could not unregister: %s", self.worker_id, error)
         if self._lock is not None:
             self._lock_path(self.worker_id).unlink(missing_ok=True)
             self._lock.close()
@@ -78,8 +83,7 @@ class Presence:
         dead += [w for w in silent if w not in here and w != self.worker_id]
         if not dead and not over:
             return []
-        faults.reach("worker.before_recovery")
-        with self._database.write() as connection:
+        with self._database.write("recovery") as connection:
             lost = {job.id: job for job in leases.held_by_workers(connection, dead)}
             lost |= {job.id: job for job in leases.with_lease_over(connection)}
             for job in lost.values():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.eta import Estimate
+from models_cache import faults
 from models_cache.errors import (
     GraftError,
     InsufficientStorage,
@@ -108,6 +109,7 @@ class ProgressWriter:
         return None if left_seconds is None else round(left_seconds, 3)
 
     def _append(self, line: dict[str, Any], *, durable: bool = False) -> None:
+        faults.reach("progress.append")
         stamped = {**line, "at": datetime.now(UTC).isoformat()}
         data = json.dumps(stamped, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         if self._torn:  # a line that a full disk cut off must not swallow this one

@@ -18,7 +18,6 @@ from jobs.states import JobEvent
 from jobs.store import datasets, jobs, leases, models
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
-from models_cache import faults
 from models_cache.artifacts import verify_artifact
 from models_cache.blobs import BlobStore
 
@@ -54,8 +53,7 @@ def finish(
     if job.type == exports.TYPE:
         blobs.verify(last["file"]["sha256"])
     promotion = last.get("promotion")
-    faults.reach("publish.before_tx")
-    with database.write() as connection:
+    with database.write("publish") as connection:
         if promotion is not None:
             result = conclude(connection, job, prepared, promotion)
         elif prepared is not None:
@@ -83,8 +81,6 @@ def finish(
             report_sha256=report_sha256,
         )
         engine_builds.queue(connection, last.get("next_engine"), job.project)
-        faults.reach("publish.in_tx")
-    faults.reach("publish.after_commit")
 
 
 def offer(
@@ -108,15 +104,12 @@ def offer(
         ArtifactMalformed: The artifact does not hold what it should.
     """
     prepared = _prepare_version(blobs, job, candidate)
-    faults.reach("candidate.before_tx")
-    with database.write() as connection:
+    with database.write("candidate") as connection:
         if jobs.get(connection, job.id, job.project).result is None:
             result = first_result(_publish_version(connection, job, prepared))
             changes = {"result": result, "metrics": candidate["metrics"]}
             rows = [("candidate", result), ("metrics", {"candidate": candidate["metrics"]})]
             leases.record(connection, lease, changes, rows)
-        faults.reach("candidate.in_tx")
-    faults.reach("candidate.after_commit")
 
 
 def _prepare_version(blobs: BlobStore, job: Job, last: dict[str, Any]) -> models.NewVersion:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models_cache import durable
+from models_cache.egress_policy import PUBLIC_ONLY, EgressPolicy
 
 if TYPE_CHECKING:  # settings need `Machine`, and every process settings: without the database
     from jobs.store.datasets import Dataset
     from jobs.store.jobs import Job
+    from jobs.trail import Trail
 
 FILE_NAME = "spec.json"
 _OF_AN_INGEST = ("val_fraction", "corrections", "unlabelled")
@@ -27,24 +29,32 @@ class Machine:
         weights_sources: Folders or base URLs tried before the official one.
         weights_catalogues: JSON files that add weights.
         offline: Never open a connection for weights.
+        egress: Where connections may lead.
         device: `auto`, `cpu`, `cuda` or `cuda:<n>`.
         gpus: Names of those that torch finds, in its order; trainings side by side get one each.
         train_threads: CPU threads of a training child.
         ingest_limits: Overrides of `IngestLimits` fields.
         code_version: Version of this program, recorded in artifacts.
         faults: Plan of named points to fail at, for tests.
+        log_format: `text` or `json`.
+        log_level: Least severe line.
+        traces_url: Where spans are collected; empty: nowhere.
     """
 
     data_folder: Path
     weights_sources: tuple[str, ...] = ()
     weights_catalogues: tuple[str, ...] = ()
     offline: bool = False
+    egress: EgressPolicy = PUBLIC_ONLY
     device: str = "auto"
     gpus: tuple[str, ...] = ()
     train_threads: int = 1
     ingest_limits: dict[str, Any] = field(default_factory=dict)
     code_version: str = "0"
     faults: str = ""
+    log_format: str = "text"
+    log_level: str = "info"
+    traces_url: str = ""
 
     @property
     def usable_gpus(self) -> tuple[str, ...]:
@@ -81,12 +91,15 @@ def remove_scratch(attempt_folder: Path) -> None:
     shutil.rmtree(attempt_folder / "ingest", ignore_errors=True)
 
 
-def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Dataset | None) -> Path:
+def write_spec(
+    machine: Machine, job: Job, trail: Trail, dataset: Dataset | None, parent: Dataset | None
+) -> Path:
     """Write the spec of a job's current attempt and return its path.
 
     Args:
         machine: The machine it runs on.
         job: The claimed job.
+        trail: Of the attempt.
         dataset: The dataset it works on, if any.
         parent: For an ingest: the version whose images are kept.
     """
@@ -102,6 +115,13 @@ def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Data
         "parent_pid": os.getpid(),
         "faults": machine.faults,
         "faults_folder": str(machine.data_folder / "run" / "faults"),
+        "trail": {
+            **trail.for_child(),
+            "log_format": machine.log_format,
+            "log_level": machine.log_level,
+            "traces_url": machine.traces_url,
+            "version": machine.code_version,
+        },
     }
     particular = {
         "ingest": _ingest,
@@ -113,7 +133,7 @@ def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Data
         "export": _export,
     }[job.type](machine, job, dataset, parent)
     path = folder / FILE_NAME
-    durable.write_bytes(path, durable.canonical_json({**common, **particular}))
+    durable.write_bytes(path, durable.canonical_json({**common, **particular}), point="spec")
     return path
 
 
@@ -122,6 +142,7 @@ def _weights(machine: Machine) -> dict[str, Any]:
         "weights_sources": list(machine.weights_sources),
         "weights_catalogues": list(machine.weights_catalogues),
         "offline": machine.offline,
+        "egress": machine.egress.as_json(),
     }
 
 

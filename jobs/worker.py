@@ -16,9 +16,6 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from jobs import lifecycle, publish
 from jobs.admission import Need
 from jobs.attempt import Attempt
@@ -33,20 +30,24 @@ from jobs.progress import read_progress
 from jobs.slots import CHILD_KINDS, SLOT_KINDS
 from jobs.specs import Machine, remove_scratch, write_spec
 from jobs.states import TERMINAL, JobEvent, JobState
-from jobs.store import datasets, events, idempotency, jobs, leases
-from jobs.store.database import Database, utc_now
+from jobs.store import datasets, events, idempotency, jobs, leases, webhooks
+from jobs.store.database import DATABASE_AWAY, Database, utc_now
 from jobs.store.jobs import Job, Lease
+from jobs.store.last_commit import Commit
+from jobs.trail import Trail
 from jobs.worker_limits import WorkerLimits
 from models_cache import faults
 from models_cache.blobs import BlobStore
-from models_cache.errors import GraftError, to_wire
+from models_cache.disk_space import LowWater
+from models_cache.errors import GraftError, InsufficientStorage, to_wire
 
 log = logging.getLogger(__name__)
 
 #: Exit status of a child that was asked to stop and left a checkpoint.
 STOPPED_ON_REQUEST = 75
 #: What goes away and comes back: the database, the disk.
-_AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
+_AWAY = (*DATABASE_AWAY, OSError)
+_AWAY_SECONDS = 1.0
 _START_AGAIN_AFTER = timedelta(seconds=5)
 _AGAIN_AFTER_LOSS = timedelta(seconds=1)
 #: An idle worker looks for jobs when something was committed, and after so long for those whose
@@ -81,26 +82,27 @@ class Worker:
         self._machine = machine
         self._presence = presence
         self._limits = limits
-        self._gate = Gate(database, machine, limits.memory_patience_seconds)
+        space = LowWater(machine.data_folder, limits.low_water_bytes)
+        self._gate = Gate(database, machine, space, limits.memory_patience_seconds)
         self._attempts: list[Attempt] = []
         self._next_beat = 0.0
         self._next_sweep = 0.0
         self._next_look = 0.0
-        self._idle_as_of: int | None = None  # the commit at which nothing could be started
+        self._idle_as_of: Commit = None  # the commit at which nothing could be started
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Work until `should_stop`; then let children write a checkpoint and queue their jobs."""
         self._presence.begin()
         while not should_stop():
-            busy = False
+            idle_seconds = self._limits.tick_seconds
             try:
                 busy = self._tick()
-            except _AWAY:
-                # The database or the disk is away: children go on within their lease.
-                log.exception("the worker's loop was interrupted")
+            except _AWAY as error:  # children go on within their lease
+                log.warning("the database or the disk is away: %s", error)
+                busy, idle_seconds = False, _AWAY_SECONDS
             self._stop_overdue()
             if not busy:
-                self._executor.wait(self._limits.tick_seconds)
+                self._executor.wait(idle_seconds)
         self._drain()
         self._presence.end()
 
@@ -126,6 +128,7 @@ class Worker:
                 self._renew(attempt)
             except LeaseLost:
                 self._abandon(attempt)
+        self._database.restore_ballast()
         silent_after = timedelta(seconds=self._limits.lease_seconds)
         for job_id in self._presence.recover_jobs(silent_after):
             log.warning("job %s was held by a worker that is gone; queued again", job_id)
@@ -159,14 +162,13 @@ class Worker:
             return False
         lease_length = timedelta(seconds=self._limits.lease_seconds)
         token = uuid.uuid4().hex
-        with self._database.write() as connection:
+        with self._database.write("claim") as connection:
             worker_id, number = self._presence.worker_id, waiting.number
             job = leases.claim(connection, kinds, worker_id, token, lease_length, only=number)
             if job is not None:
                 events.append(connection, job.id, admitted.rows)
         if job is None:
             return False
-        faults.reach("worker.after_claim")
         self._begin(job, slot, free[0], Lease(job.id, token), admitted.need)
         return True
 
@@ -181,23 +183,27 @@ class Worker:
                 parent = None
                 if dataset and dataset.parent:
                     parent = datasets.get(connection, dataset.parent, job.project)
+                trail = Trail(job, events.origin(connection, job.id))
             machine = self._machine.at_place(place)
-            spec_path = write_spec(machine, job, dataset or None, parent)
+            spec_path = write_spec(machine, job, trail, dataset or None, parent)
             folder = self._machine.attempt_folder(job)
             kind = CHILD_KINDS[job.type]
             handle = self._executor.start(AttemptSpec(kind, spec_path, folder))
-        except GraftError as error:
-            self._fail(job, lease, error)
-            return
-        except OSError:
+        except (OSError, InsufficientStorage):
             # No processes, descriptors or space at the moment: no fault of the job.
             log.exception("job %s could not be started; queued again", job.id)
             changes = {"not_before": utc_now() + _START_AGAIN_AFTER}
-            with self._database.write() as connection:
+            with self._database.write("put_back") as connection:
                 lifecycle.move(connection, job, JobEvent.LOSE, lease=lease, changes=changes)
             return
+        except GraftError as error:
+            self._fail(job, lease, error)
+            return
         figures = MetricsFiles(machine.run_folder(job.id), job.attempt)
-        self._attempts.append(Attempt(job, slot, place, lease, handle, folder, figures, need))
+        attempt = Attempt(job, slot, place, lease, handle, folder, figures, trail, need)
+        self._attempts.append(attempt)
+        with trail.about():
+            log.info("attempt %d of job %s (%s) began", job.attempt, job.id, job.type)
 
     # -- attending ---------------------------------------------------------------------------
 
@@ -208,9 +214,10 @@ class Worker:
         not mend is killed and its job queued again, with a fault counted.
         """
         try:
-            return self._attend(attempt)
-        except _AWAY:
-            log.exception("job %s could not be attended; trying again", attempt.job.id)
+            with attempt.trail.about():
+                return self._attend(attempt)
+        except _AWAY as error:
+            log.warning("job %s could not be attended; trying again: %s", attempt.job.id, error)
             return False
         except Exception:  # a bug of ours: it costs this attempt, not the worker
             log.exception("job %s cannot be attended; its attempt is given up", attempt.job.id)
@@ -227,7 +234,7 @@ class Worker:
             self._record(attempt)
             if isinstance(outcome, (Exited, Lost)):
                 self._conclude(attempt, outcome)
-                self._attempts.remove(attempt)
+                self._forget(attempt)
                 self._tidy(attempt)
                 return True
             if time.monotonic() - attempt.renewed_at >= self._limits.heartbeat_seconds:
@@ -255,7 +262,7 @@ class Worker:
             )
             attempt.candidate = None
         if changes or rows:
-            with self._database.write() as connection:
+            with self._database.write("progress") as connection:
                 leases.record(connection, attempt.lease, changes, rows)
         attempt.offset_bytes = offset_bytes
         attempt.progressed_at = time.monotonic()
@@ -265,7 +272,7 @@ class Worker:
         """Prolong the lease."""
         now = time.monotonic()
         length = timedelta(seconds=self._limits.lease_seconds)
-        with self._database.write() as connection:
+        with self._database.write("heartbeat") as connection:
             leases.renew(connection, attempt.lease, length)
         attempt.renewed_at = now
 
@@ -315,10 +322,13 @@ class Worker:
         with self._database.read() as connection:
             status = jobs.get(connection, attempt.job.id, attempt.job.project).status
         if status in TERMINAL:
+            faults.reach("worker.before_tidying")
             bound_caches(self._machine.data_folder, self._limits.disk_cache_bytes)
-            with self._database.write() as connection:
+            with self._database.write("forget") as connection:
                 age = timedelta(seconds=self._limits.idempotency_seconds)
                 idempotency.forget(connection, age)
+                kept = timedelta(seconds=self._limits.webhook_retention_seconds)
+                webhooks.forget(connection, kept)
             folder = self._machine.run_folder(attempt.job.id) / "checkpoints"
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -333,7 +343,7 @@ class Worker:
             self._fail(job, lease, AttemptsExhausted(count, reason))
             return
         wait = timedelta(seconds=self._limits.first_backoff_seconds * 4 ** (count - 1))
-        with self._database.write() as connection:
+        with self._database.write("fault") as connection:
             warning = {"code": died.code, "message": str(died)}
             leases.record(connection, lease, {}, [("warning", warning)])
             changes = {"faults": count, "not_before": utc_now() + wait}
@@ -341,13 +351,13 @@ class Worker:
 
     def _fail(self, job: Job, lease: Lease, error: GraftError) -> None:
         changes = {"error": to_wire(error)}
-        with self._database.write() as connection:
+        with self._database.write("fail") as connection:
             lifecycle.move(connection, job, JobEvent.FAIL, lease=lease, changes=changes)
 
     def _move(
         self, attempt: Attempt, event: JobEvent, changes: dict[str, Any] | None = None
     ) -> None:
-        with self._database.write() as connection:
+        with self._database.write("move") as connection:
             lifecycle.move(
                 connection,
                 attempt.job,
@@ -363,7 +373,12 @@ class Worker:
         while not isinstance(self._executor.poll(attempt.handle), (Exited, Lost)):
             self._executor.wait(self._limits.tick_seconds)
         if attempt in self._attempts:
-            self._attempts.remove(attempt)
+            self._forget(attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        self._attempts.remove(attempt)
+        attempt.trail.end()
+        log.info("attempt %d of job %s is over", attempt.job.attempt, attempt.job.id)
 
     def _stop_overdue(self) -> None:
         """Stop children whose lease could not be renewed for two thirds of its length.
@@ -377,6 +392,7 @@ class Worker:
 
     def _drain(self) -> None:
         """Ask every child for a last checkpoint and queue the jobs again."""
+        faults.reach("worker.before_drain")
         for attempt in self._attempts:
             self._executor.cancel(attempt.handle, self._limits.drain_grace_seconds)
         while self._attempts:

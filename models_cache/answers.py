@@ -59,19 +59,32 @@ class ImageOutput:
 def answers_of(images: Sequence[QueuedImage]) -> list[ImageOutput | GraftError]:
     """Run images of models that share a backbone: one pass, then each head on its own rows.
 
+    Where they share its trunk alone, each passes on through stages of its own.
+
     Returns:
         Per image what its model says, or why it says nothing.
     """
-    model = images[0].model
-    pixels = torch.from_numpy(np.stack([image.pixels for image in images]))  # [B, H, W, 3]
-    features = model.backbone.engine.features(pixels, model.preprocessing).numpy()  # [B, D]
     # Rows of one head become neighbours: its product then needs no copy
     order = sorted(range(len(images)), key=lambda row: images[row].model.head.artifact.digest)
-    heads = [images[row].model.head for row in order]
+    queued = [images[row] for row in order]
+    heads = [image.model.head for image in queued]
     outcomes: list[ImageOutput | GraftError | None] = [None] * len(images)
-    for row, outcome in zip(order, outputs_of(heads, features[order]), strict=True):
+    for row, outcome in zip(order, outputs_of(heads, _features(queued)), strict=True):
         outcomes[row] = _unlike_all_if_blank(outcome, images[row].pixels)
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _features(images: Sequence[QueuedImage]) -> Array:
+    """Return features `[B, D]`; those of one model are neighbours where models have a trunk."""
+    model = images[0].model
+    pixels = torch.from_numpy(np.stack([image.pixels for image in images]))  # [B, H, W, 3]
+    trunk = model.backbone.trunk
+    if trunk is None:
+        return model.backbone.engine.features(pixels, model.preprocessing).numpy()
+    activations = trunk.engine.outputs(trunk.engine.input_of(pixels, model.preprocessing))
+    backbones = [image.model.backbone for image in images]
+    found = [own.engine.outputs(activations[rows]) for own, rows in runs(backbones)]
+    return torch.cat(found).float().cpu().numpy()
 
 
 def _unlike_all_if_blank(

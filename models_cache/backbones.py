@@ -141,6 +141,32 @@ def build_backbone(
     return backbone
 
 
+def tuned_names(
+    backbone: nn.Module, architecture: str, weights_path: Path, has_head: bool
+) -> set[str]:
+    """Return the names of the backbone's tensors that are not those of a weights file.
+
+    Args:
+        backbone: On the CPU, of that architecture.
+        architecture: A torchvision classification builder.
+        weights_path: The verified file that training started from.
+        has_head: Whether the file holds the classifier too.
+
+    Raises:
+        WeightsMalformed: The file is no plain dictionary of finite tensors.
+        WeightsKeysMismatch: Its tensors are not this architecture's.
+    """
+    prefix = _facts(architecture)[2] if has_head else None
+    names = (weights_path.name, architecture)
+    original = fit_to(backbone, read_state_dict(weights_path), names, prefix)
+    counted = ".num_batches_tracked"  # nothing is computed from it
+    return {
+        name
+        for name, value in backbone.state_dict().items()
+        if not name.endswith(counted) and not torch.equal(value, original[name])
+    }
+
+
 def build_classifier(
     architecture: str,
     num_classes: int,

@@ -9,6 +9,7 @@ Embedded colour profiles are not applied: pixels are taken as sRGB, as training 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -80,6 +81,7 @@ _UPRIGHT: dict[int, Image.Transpose] = {  # EXIF orientation -> what makes the p
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SENTENCE = re.compile(r"[A-Za-z][A-Za-z0-9 ,;:()'-]{3,150}")
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
 _WHITE_IS_ZERO = 0
@@ -307,4 +309,6 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _unreadable(error: Exception) -> ImageUnreadable:
-    return ImageUnreadable(f"{type(error).__name__}: {error}"[:200])
+    """Return our error with what the decoder said, if that is a sentence and no internals."""
+    said = str(error).rstrip(".")
+    return ImageUnreadable(said if _SENTENCE.fullmatch(said) else "the decoder refuses it")

@@ -1,4 +1,4 @@
-"""One file over HTTP, resumable: the only place that opens a connection for weights.
+"""One weights file over HTTP, resumable.
 
 Bytes go to a partial file with a small record beside it: where they come from, how long the whole
 is, and the validator (strong ETag or Last-Modified) under which they may be continued. A changed
@@ -12,29 +12,27 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urljoin, urlsplit
-
-import httpx2
+from urllib.parse import urlsplit
 
 from models_cache import durable, faults
+from models_cache.egress import Answer, Outgoing, exchange
+from models_cache.egress_errors import EgressFailed, ForbiddenUrl
 from models_cache.weights_sources import (
     Download,
     NotOffered,
     Report,
     SourceFailed,
     require_space,
-    without_credentials,
 )
 
 _CHUNK_BYTES = 1 << 16
-_MAX_REDIRECTS = 3
 _MAX_RESUMES = 5  # of one call; each must have brought bytes
-_READ_TIMEOUT_SECONDS = 30.0  # without a single byte
+_TOTAL_SECONDS = 6 * 3600.0  # of one connection
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _PICKLE_PROTOCOLS = {2, 3, 4, 5}
 
@@ -71,41 +69,41 @@ def fetch(download: Download, report: Report) -> bool:
         InsufficientStorage: The disk is full; nothing is kept, so that others can go on.
     """
     download.partial.parent.mkdir(parents=True, exist_ok=True)
-    timeout = httpx2.Timeout(_READ_TIMEOUT_SECONDS, connect=download.connect_timeout_seconds)
     resumed, interruptions, restarted = _kept(download) is not None, 0, False
-    with httpx2.Client(timeout=timeout, follow_redirects=False) as client:
-        while True:
-            before = _size(download.partial)
-            try:
-                _attempt(client, download, report)
-            except _StartAgain as error:
-                download.discard()
-                if restarted:
-                    raise SourceFailed(str(error)) from error
-                restarted = True
-            except _Interrupted as error:
-                interruptions += 1
-                if interruptions > _MAX_RESUMES or _size(download.partial) <= before:
-                    raise SourceFailed(str(error)) from error
-                resumed = True
-            except OSError as error:
-                download.discard()
-                durable.raise_if_full(error, f"downloading {download.partial.name}")
-                raise
-            else:
-                return resumed
+    while True:
+        before = _size(download.partial)
+        try:
+            _attempt(download, report)
+        except _StartAgain as error:
+            download.discard()
+            if restarted:
+                raise SourceFailed(str(error)) from error
+            restarted = True
+        except _Interrupted as error:
+            interruptions += 1
+            if interruptions > _MAX_RESUMES or _size(download.partial) <= before:
+                raise SourceFailed(str(error)) from error
+            resumed = True
+        except OSError as error:
+            download.discard()
+            durable.raise_if_full(error, f"downloading {download.partial.name}")
+            raise
+        else:
+            return resumed
 
 
-def _attempt(client: httpx2.Client, download: Download, report: Report) -> None:
+def _attempt(download: Download, report: Report) -> None:
     kept = _kept(download)
     if kept is None:
         download.discard()
     elif kept.bytes == kept.total_bytes:
         return
-    headers = {"Accept-Encoding": "identity"}
+    headers = {}
     if kept is not None:
-        headers |= {"Range": f"bytes={kept.bytes}-", "If-Range": kept.validator}
-    with _opened(client, download, headers) as response:
+        headers = {"Range": f"bytes={kept.bytes}-", "If-Range": kept.validator}
+    if download.authorization is not None:
+        headers["Authorization"] = download.authorization
+    with _opened(download, headers) as response:
         offset, total = _place(response, kept)
         _refuse_what_is_no_file(response)
         if total is not None and total > download.max_bytes:
@@ -120,58 +118,56 @@ def _attempt(client: httpx2.Client, download: Download, report: Report) -> None:
 
 
 @contextmanager
-def _opened(
-    client: httpx2.Client, download: Download, headers: dict[str, str]
-) -> Iterator[httpx2.Response]:
-    """Yield the answer after at most three allowed redirects, the body unread."""
-    url = download.url
-    for _ in range(_MAX_REDIRECTS + 1):
-        try:
-            response = client.send(client.build_request("GET", url, headers=headers), stream=True)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise SourceFailed(f"no answer: {_words(error)}") from error
-        with closing(response):
-            if not response.has_redirect_location:
-                yield response
-                return
-            url = urljoin(url, response.headers["Location"])
-        if not download.may_visit(url):
-            raise SourceFailed(f"it redirects to {without_credentials(url)}, which is not allowed")
-    raise SourceFailed(f"more than {_MAX_REDIRECTS} redirects")
+def _opened(download: Download, headers: dict[str, str]) -> Iterator[Answer]:
+    """Yield the answer after allowed redirects, the body unread."""
+    outgoing = Outgoing(
+        url=download.url,
+        headers=headers,
+        connect_seconds=download.connect_timeout_seconds,
+        total_seconds=_TOTAL_SECONDS,
+        may_follow=download.may_visit,
+    )
+    try:
+        with exchange(download.egress, outgoing) as answer:
+            yield answer
+    except EgressFailed as error:
+        raise SourceFailed(error.reason) from error
+    except ForbiddenUrl as error:
+        raise SourceFailed(str(error)) from error
 
 
-def _place(response: httpx2.Response, kept: _Kept | None) -> tuple[int, int | None]:
+def _place(response: Answer, kept: _Kept | None) -> tuple[int, int | None]:
     """Return at which byte the answer's body begins and how long the whole file is."""
-    if response.status_code == HTTPStatus.OK:
-        length = response.headers.get("Content-Length", "")
+    if response.status == HTTPStatus.OK:
+        length = response.headers.get("content-length", "")
         return 0, int(length) if length.isdecimal() else None
-    if response.status_code == HTTPStatus.PARTIAL_CONTENT and kept is not None:
-        match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if response.status == HTTPStatus.PARTIAL_CONTENT and kept is not None:
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         start, total = (int(match[1]), int(match[3])) if match else (-1, -1)
         if start != kept.bytes or total != (kept.total_bytes or total):
             raise _StartAgain("it sent another range than the one asked for")
-        if "ETag" in response.headers and (_validator(response) or kept.validator) != (
+        if "etag" in response.headers and (_validator(response) or kept.validator) != (
             kept.validator
         ):
             raise _StartAgain("its ETag changed within one file")
         return start, total
-    if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and kept is not None:
+    if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and kept is not None:
         raise _StartAgain("it refuses the range that is missing")
-    if response.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-        raise NotOffered(f"HTTP {response.status_code}")
-    raise SourceFailed(f"HTTP {response.status_code}")
+    if response.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+        raise NotOffered(f"HTTP {response.status}")
+    raise SourceFailed(f"HTTP {response.status}")
 
 
-def _refuse_what_is_no_file(response: httpx2.Response) -> None:
-    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+def _refuse_what_is_no_file(response: Answer) -> None:
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("text/html", "application/xhtml+xml"):
         raise SourceFailed("it sent a web page instead of the file (a login or proxy page?)")
-    if response.headers.get("Content-Encoding", "identity") != "identity":
+    if response.headers.get("content-encoding", "identity") != "identity":
         raise SourceFailed("it sent compressed bytes although none were asked for")
 
 
 def _receive(
-    response: httpx2.Response,
+    response: Answer,
     file: BinaryIO,
     download: Download,
     place: tuple[int, int | None],
@@ -180,7 +176,7 @@ def _receive(
     done, total = place
     report(done, total)
     try:
-        for chunk in response.iter_raw(_CHUNK_BYTES):
+        for chunk in response.chunks(_CHUNK_BYTES):
             if done == 0 and not looks_like_weights(download.url, chunk):
                 raise SourceFailed("it sent something that is no weights file")
             done += len(chunk)
@@ -189,10 +185,10 @@ def _receive(
             file.write(chunk)
             faults.reach("weights.chunk")
             report(done, total)
-    except httpx2.HTTPError as error:
+    except EgressFailed as error:
         file.flush()
         raise _Interrupted(
-            f"the connection ended after {done} of {total or 'unknown'} bytes: {_words(error)}"
+            f"the connection ended after {done} of {total or 'unknown'} bytes: {error.reason}"
         ) from error
     if total is not None and done < total:
         raise _Interrupted(f"only {done} of {total} bytes arrived")
@@ -212,14 +208,14 @@ def _require_space(download: Download, total: int | None, offset: int) -> None:
         require_space(download.partial.parent, total - offset, doing)
 
 
-def _validator(response: httpx2.Response) -> str | None:
-    etag = str(response.headers.get("ETag", ""))
+def _validator(response: Answer) -> str | None:
+    etag = response.headers.get("etag", "")
     if etag.startswith('"'):  # weak ones may not be used with If-Range
         return etag
-    return response.headers.get("Last-Modified")
+    return response.headers.get("last-modified")
 
 
-def _write_record(download: Download, response: httpx2.Response, total: int | None) -> None:
+def _write_record(download: Download, response: Answer, total: int | None) -> None:
     download.partial.unlink(missing_ok=True)
     record = {"url": download.url, "validator": _validator(response), "total_bytes": total}
     durable.write_bytes(download.record, json.dumps(record).encode(), point="weights.record")
@@ -242,7 +238,3 @@ def _kept(download: Download) -> _Kept | None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip(": ")[:200]

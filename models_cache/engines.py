@@ -63,14 +63,21 @@ class Engine:
     @torch.inference_mode()
     def features(self, pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
         """Return features, float32 `[B, D]` on the CPU, of pixels uint8 `[B, H, W, 3]`."""
+        return self.outputs(self.input_of(pixels, preprocessing)).float().cpu()
+
+    def input_of(self, pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+        """Return what `outputs` takes for pixels uint8 `[B, H, W, 3]`, on the device."""
         if self.planar:
-            batch = torch.from_numpy(normalised_planes(pixels.numpy(), preprocessing))
-        else:
-            batch = normalised(pixels.to(self.device, non_blocking=True), preprocessing)
+            return torch.from_numpy(normalised_planes(pixels.numpy(), preprocessing))
+        return normalised(pixels.to(self.device, non_blocking=True), preprocessing)
+
+    @torch.inference_mode()
+    def outputs(self, batch: Tensor) -> Tensor:
+        """Return what the network gives for its input, both on the device."""
         lower = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=lower):
-            features: Tensor = self.forward(batch)
-        return features.float().cpu()
+            found: Tensor = self.forward(batch)
+        return found
 
 
 def choose_engine(
@@ -90,24 +97,40 @@ def choose_engine(
         exclusive: Held around the trace and each forward pass, where other threads run modules:
             torch's tracer replaces `nn.Module.__call__` for the whole process meanwhile.
     """
-    eager = Engine.of(EAGER, backbone)
-    if not has_batch_norm(backbone):
+    batch = normalised(probe, preprocessing)
+    return choose_engine_for(backbone, batch, exclusive)
+
+
+def choose_engine_for(
+    network: nn.Module,
+    batch: Tensor,
+    exclusive: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Engine:
+    """Return the fastest engine of torch for a network or a part of one; see `choose_engine`.
+
+    Args:
+        network: Frozen; see `freeze`. The engine may share its parameters.
+        batch: Input on which the engines have to agree.
+        exclusive: As `choose_engine` wants it.
+    """
+    eager = Engine.of(EAGER, network)
+    if not has_batch_norm(network):
         return eager
     try:
         with exclusive():
-            graph = Tracer().trace(backbone)
+            graph = Tracer().trace(network)
         # The folding can take a hundred times as long as the trace, and disturbs nobody. It puts
-        # new layers into a graph of its own: the backbone stays as it is.
-        folded = fuse(GraphModule(backbone, graph), inplace=True, no_trace=True)
+        # new layers into a graph of its own: the network stays as it is.
+        folded = fuse(GraphModule(network, graph), inplace=True, no_trace=True)
     except Exception as error:  # control flow that cannot be traced raises anything
         if is_out_of_memory(error):  # with more memory the choice would be another
             raise
         return eager
-    engine = Engine.of(FOLDED, freeze(folded, probe.device))
+    engine = Engine.of(FOLDED, freeze(folded, batch.device))
     with exclusive():
-        expected = eager.features(probe, preprocessing)
+        expected = eager.outputs(batch)
     with exclusive():
-        found = engine.features(probe, preprocessing)
+        found = engine.outputs(batch)
     return engine if agree(found, expected) else eager
 
 

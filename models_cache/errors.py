@@ -92,6 +92,22 @@ class InsufficientStorage(StorageError):
 
 
 @leaf
+class DiskSpaceLow(StorageError):
+    """So little of the disk is free that nothing new is begun."""
+
+    code = "disk-space-low"
+    sentence = (
+        "{free_bytes} bytes and {free_inodes} files are free on the disk of the data folder, "
+        "{coming_bytes} bytes were announced and {low_water_bytes} bytes are kept free for what "
+        "runs; free some space and try again"
+    )
+    free_bytes: int
+    free_inodes: int | None
+    coming_bytes: int
+    low_water_bytes: int
+
+
+@leaf
 class BlobMissing(StorageError):
     """A blob that a row points to is not in the store."""
 

@@ -8,6 +8,9 @@ Nothing happens unless `arm` was called with a plan, which only a composition ro
 Actions: `kill` (SIGKILL to itself), `pause` (SIGSTOP until someone sends SIGCONT), `enospc` and
 `eio` (raise that `OSError`), `enomem` (raise `MemoryError`). Each pair fires once for all
 processes that share `once_folder`, so that a restarted process gets past the point it died at.
+
+The plan `*=ask` has every point look for its action in the file `asked/<point>` of `once_folder`,
+so that a test can choose one after the other while the processes run.
 """
 
 from __future__ import annotations
@@ -19,6 +22,10 @@ from pathlib import Path
 
 _plan: dict[str, str] = {}
 _once_folder: Path | None = None
+
+#: The folder below `once_folder` that a plan `*=ask` looks into.
+ASKED_FOLDER = "asked"
+_EVERY_POINT, _ASK = "*", "ask"
 
 _ERRNO_OF_ACTION = {"enospc": errno.ENOSPC, "eio": errno.EIO}
 
@@ -37,8 +44,8 @@ def arm(plan: str, once_folder: Path) -> None:
 
 def reach(point: str) -> None:
     """Do what the plan says for `point`, once; nothing if it is not armed."""
-    action = _plan.get(point)
-    if action is None or not _first_time(point):
+    action = _asked(point) if _plan.get(_EVERY_POINT) == _ASK else _planned(point)
+    if action is None:
         return
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -51,11 +58,29 @@ def reach(point: str) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def _first_time(point: str) -> bool:
+def _planned(point: str) -> str | None:
+    action = _plan.get(point)
+    if action is None:
+        return None
     assert _once_folder is not None
     _once_folder.mkdir(parents=True, exist_ok=True)
     try:
-        (_once_folder / point.replace(":", "-")).touch(exist_ok=False)
+        (_once_folder / _file_name(point)).touch(exist_ok=False)
     except FileExistsError:
-        return False
-    return True
+        return None
+    return action
+
+
+def _asked(point: str) -> str | None:
+    """Take the action asked for; of several processes, the one whose rename succeeds."""
+    assert _once_folder is not None
+    taken = _once_folder / _file_name(point)
+    try:
+        (_once_folder / ASKED_FOLDER / taken.name).rename(taken)
+    except FileNotFoundError:
+        return None
+    return taken.read_text()
+
+
+def _file_name(point: str) -> str:
+    return point.replace(":", "-")

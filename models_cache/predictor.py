@@ -1,22 +1,24 @@
 """Artifacts into predictions: what is loaded, and the one forward pass of a batch.
 
 Artifacts that share architecture, weights and preprocessing share one loaded backbone, and their
-images share one forward pass; each artifact's head is applied to its own rows afterwards. Heads
-and backbones live in caches of their own: a thousand small heads must not push out a backbone.
+images share one forward pass; each artifact's head is applied to its own rows afterwards. Those
+tuned in their last stages share the stages before. Heads and backbones live in caches of their
+own: a thousand small heads must not push out a backbone.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from models_cache.answers import ImageOutput, QueuedImage, answers_of
 from models_cache.artifacts import (
@@ -34,11 +36,12 @@ from models_cache.classifiers import (
     load_classifier,
     load_head,
 )
+from models_cache.cut_network import CutNetwork, cut_at_boundary
 from models_cache.decode import ImageLimits, center_crop, decode_rgb, resize_shorter_side
 from models_cache.engine_store import EngineKey, EngineStore, engine_spec
-from models_cache.engines import Engine, choose_engine
+from models_cache.engines import Engine, choose_engine_for
 from models_cache.errors import DeviceUnavailable, GraftError
-from models_cache.features import freeze, is_out_of_memory
+from models_cache.features import freeze, is_out_of_memory, normalised
 from models_cache.loaded import LoadedCache, Occupancy, Pinned
 from models_cache.novelty import Familiarity, packed
 from models_cache.served_models import (
@@ -47,8 +50,10 @@ from models_cache.served_models import (
     LoadedHead,
     Model,
     Pixels,
+    Trunk,
 )
 from models_cache.tensor_input import pixels_of_tensor
+from models_cache.trunks import Trunks, tuned_tensors
 
 _HEADS_FRACTION = 1 / 8  # of the cache's bytes
 # Measured on two cores: 32 images no longer fit their caches, and all of them wait for the last
@@ -79,6 +84,7 @@ class Predictor:
         self._backbones = LoadedCache(
             self._load_backbone, lambda backbone: backbone.nbytes, cache_bytes - heads_bytes
         )
+        self._trunks = Trunks()
         # Around every call of a module, and nothing slower: choosing an engine traces the network,
         # and torch's tracer replaces `nn.Module.__call__` for the whole process meanwhile
         self._device_lock = threading.Lock()
@@ -206,7 +212,8 @@ class Predictor:
                 for key in self._backbones.keys()  # noqa: SIM118 - a method, not a mapping
             ],
             "loaded_heads": len(self._heads.keys()),
-            "loaded_bytes": self._backbones.loaded_bytes + self._heads.loaded_bytes,
+            "loaded_trunks": self._trunks.occupancy().count,
+            "loaded_bytes": sum(kind.loaded_bytes for kind in self.occupancy().values()),
             "batches": self._batches,
             "mixed_batches": self._mixed_batches,
             "images": self._images,
@@ -214,7 +221,11 @@ class Predictor:
 
     def occupancy(self) -> dict[str, Occupancy]:
         """Return what is loaded, by kind."""
-        return {"head": self._heads.occupancy(), "backbone": self._backbones.occupancy()}
+        return {
+            "head": self._heads.occupancy(),
+            "backbone": self._backbones.occupancy(),
+            "trunk": self._trunks.occupancy(),
+        }
 
     def _load_head(self, digest: str) -> LoadedHead:
         """Read what predicting needs of an artifact, each file once, and check its outputs.
@@ -241,19 +252,30 @@ class Predictor:
 
     def _load_backbone(self, key: BackboneKey) -> LoadedBackbone:
         images = golden_images(key.artifact.facts.preprocessing.crop_px)
-        engine, wanted, artifact = self._built_engine(key), None, key.artifact
+        engine, wanted, trunk = self._built_engine(key), None, None
         if engine is None:
-            engine = self._torch_engine(key)
-            if self._may_be_built(artifact) and self._engines.is_wanted(_engine_key(key)):
-                facts = artifact.facts
+            trunk, engine = self._torch_engines(key)
+            if self._may_be_built(key.artifact) and self._engines.is_wanted(_engine_key(key)):
+                facts = key.artifact.facts
                 assert facts.weights is not None  # checked when the artifact was read
                 wanted = engine_spec(key.architecture, facts.weights, facts.preprocessing)
                 self._unbuilt.add(key)
-        return LoadedBackbone(engine, images, self._features(engine, images, key), wanted)
+        features = self._features(engine, images, key, trunk)
+        return LoadedBackbone(engine, images, features, wanted, trunk)
 
-    def _features(self, engine: Engine, images: NDArray[np.uint8], key: BackboneKey) -> Tensor:
-        with self._device_lock:
-            return engine.features(torch.from_numpy(images), key.artifact.facts.preprocessing)
+    def _features(
+        self,
+        engine: Engine,
+        images: NDArray[np.uint8],
+        key: BackboneKey,
+        trunk: Trunk | None = None,
+    ) -> Tensor:
+        pixels, preprocessing = torch.from_numpy(images), key.artifact.facts.preprocessing
+        with self._device_lock, torch.inference_mode():
+            if trunk is None:
+                return engine.features(pixels, preprocessing)
+            activations = trunk.engine.outputs(trunk.engine.input_of(pixels, preprocessing))
+            return engine.outputs(activations).float().cpu()
 
     def _built_engine(self, key: BackboneKey) -> Engine | None:
         """Return the engine that was built of a backbone, if it gives what the artifact says."""
@@ -270,17 +292,43 @@ class Predictor:
     def _may_be_built(self, artifact: Artifact) -> bool:
         return self._device.type == "cpu" and artifact.facts.kind == "head"
 
-    def _torch_engine(self, key: BackboneKey) -> Engine:
-        artifact = key.artifact
+    def _torch_engines(self, key: BackboneKey) -> tuple[Trunk | None, Engine]:
+        """Return the engine of an artifact's backbone, and the trunk that it shares if it does."""
+        artifact, preprocessing = key.artifact, key.artifact.facts.preprocessing
         weights_path = None
         if artifact.facts.kind == "head":
             assert artifact.facts.weights is not None  # checked when the artifact was read
             weights_path = verified_weights(self._weights_folder, artifact.facts.weights)
-        classifier = load_classifier(artifact, self._blobs, weights_path)
-        preprocessing = artifact.facts.preprocessing
+        backbone = load_classifier(artifact, self._blobs, weights_path).backbone
+        network = self._cut(backbone, artifact)
         probe = torch.from_numpy(golden_images(preprocessing.crop_px)).to(self._device)
-        backbone = freeze(classifier.backbone, self._device)
-        return choose_engine(backbone, probe, preprocessing, exclusive=lambda: self._device_lock)
+        batch = normalised(probe, preprocessing)
+        if network is None:
+            return None, self._engine_for(backbone, batch)
+        assert artifact.facts.weights is not None  # what it was compared with
+        trunk_key = replace(
+            key, sha256=str(artifact.facts.weights["sha256"]), boundary=network.boundary
+        )
+        trunk = self._trunks.shared(trunk_key, lambda: self._engine_for(network.frozen, batch))
+        with self._device_lock:
+            activations = trunk.engine.outputs(batch)
+        return trunk, self._engine_for(network.learning, activations)
+
+    def _cut(self, backbone: nn.Module, artifact: Artifact) -> CutNetwork | None:
+        """Return a network in two, where its first stages are as they were before training."""
+        if artifact.facts.kind == "head":
+            return None
+        tuned = tuned_tensors(backbone, artifact, self._weights_folder)
+        if tuned is None:
+            return None
+        with self._device_lock:  # it traces
+            return cut_at_boundary(backbone, tuned)
+
+    def _engine_for(self, network: nn.Module, batch: Tensor) -> Engine:
+        def exclusive() -> AbstractContextManager[Any]:
+            return self._device_lock
+
+        return choose_engine_for(freeze(network, self._device), batch, exclusive)
 
     @contextmanager
     def _needing_memory(self, when: str) -> Iterator[None]:

@@ -28,12 +28,14 @@ class BackboneKey:
         sha256: Of the file that holds the backbone's tensors.
         preprocessing_digest: Of the preprocessing, since a batch is normalised as one.
         artifact: One of those that share it, to load it by; no part of the key.
+        boundary: Where a trunk ends; empty for a whole backbone.
     """
 
     architecture: str
     sha256: str
     preprocessing_digest: str
     artifact: Artifact = field(compare=False, repr=False)
+    boundary: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,24 +72,39 @@ class LoadedHead:
 
 
 @dataclass(frozen=True, eq=False)
+class Trunk:
+    """The first stages of backbones that were tuned behind them only.
+
+    Args:
+        key: What images of all of them are batched by.
+        engine: Gives the activations `[B, ...]` that their own stages take.
+    """
+
+    key: BackboneKey
+    engine: Engine
+
+
+@dataclass(frozen=True, eq=False)
 class LoadedBackbone:
     """What gives features, and what it makes of the golden images: a head is checked by these.
 
     Args:
-        engine: What runs it.
+        engine: What runs it, or with a trunk what follows that.
         golden_images: uint8 `[G, crop, crop, 3]`.
         golden_features: float32 `[G, D]`.
         wanted_engine: What to build, as a job is told it, if a faster engine has not been.
+        trunk: The stages that it shares with others; None if it is all its own.
     """
 
     engine: Engine
     golden_images: Pixels
     golden_features: Tensor
     wanted_engine: dict[str, Any] | None
+    trunk: Trunk | None = None
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Memory that is its own."""
         return self.engine.size_bytes + self.golden_images.nbytes + self.golden_features.nbytes
 
 
@@ -101,7 +118,8 @@ class Model:
     @property
     def backbone_key(self) -> BackboneKey:
         """The key that images of this model are batched by."""
-        return self.head.backbone_key
+        trunk = self.backbone.trunk
+        return self.head.backbone_key if trunk is None else trunk.key
 
     @property
     def classes(self) -> Sequence[str]:

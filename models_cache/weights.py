@@ -19,7 +19,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -28,6 +28,8 @@ from urllib.parse import quote, urlsplit
 from models_cache import durable, faults
 from models_cache.catalogue import WeightsInfo
 from models_cache.catalogue_files import FILE_NAME
+from models_cache.egress_errors import ForbiddenUrl
+from models_cache.egress_policy import PUBLIC_ONLY, EgressPolicy
 from models_cache.weights_errors import (
     WeightsError,
     WeightsHashMismatch,
@@ -41,6 +43,7 @@ from models_cache.weights_sources import (
     Report,
     SourceFailed,
     require_space,
+    split_credentials,
     without_credentials,
 )
 
@@ -71,6 +74,7 @@ class WeightsVault:
         sources: Folders or http(s) base URLs, tried by file name before the official address.
         offline: Never open a connection; catalogue and source folders are still used.
         official_url_prefix: Only addresses that start so, redirects included, are official.
+        egress: Where connections may lead; the hosts of `sources` are allowed beside it.
         connect_timeout_seconds: Until a connection must stand.
     """
 
@@ -81,12 +85,14 @@ class WeightsVault:
         *,
         offline: bool = False,
         official_url_prefix: str = OFFICIAL_URL_PREFIX,
+        egress: EgressPolicy = PUBLIC_ONLY,
         connect_timeout_seconds: float = 5.0,
     ) -> None:
         self._root = root
         self._sources = tuple(sources)
         self._offline = offline
         self._official = official_url_prefix
+        self._egress = egress
         self._connect_timeout_seconds = connect_timeout_seconds
         self._learned = LearnedHashes(root / "learned.json", root / ".locks")
         self._hashes: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -199,7 +205,8 @@ class WeightsVault:
             yield _Source(info.url, partial(self._from_official, info, info.url, report))
 
     def _mirror(self, info: WeightsInfo, base_url: str, report: Report) -> _Source:
-        url = f"{base_url.rstrip('/')}/{quote(info.file)}"
+        address = f"{base_url.rstrip('/')}/{quote(info.file)}"
+        url, authorization = split_credentials(address)
         origin = urlsplit(url)[:2]
         label = without_credentials(url)
 
@@ -207,9 +214,16 @@ class WeightsVault:
             expected = self.sha256_of(info)
             if expected is None:  # not even asked for: nothing it says could be believed
                 raise WeightsUnverifiable(info.file, label)
-            return self._from_address(
-                info, url, (label, expected), lambda target: urlsplit(target)[:2] == origin, report
+            try:
+                egress = self._egress.allowing(url)
+            except ForbiddenUrl as error:
+                raise SourceFailed(str(error)) from error
+            download = replace(
+                self._download(info, url, lambda target: urlsplit(target)[:2] == origin),
+                egress=egress,
+                authorization=authorization,
             )
+            return self._from_address(info, download, (label, expected), report)
 
         return _Source(label, deliver)
 
@@ -234,17 +248,21 @@ class WeightsVault:
             raise SourceFailed(f"it is not on {self._official}")
         if expected is None:
             raise WeightsUnverifiable(info.file, url)
-        return self._from_address(
-            info, url, (url, expected), lambda target: target.startswith(self._official), report
+        download = self._download(info, url, lambda target: target.startswith(self._official))
+        return self._from_address(info, download, (url, expected), report)
+
+    def _download(self, info: WeightsInfo, url: str, may_visit: Callable[[str], bool]) -> Download:
+        return Download(
+            url=url,
+            partial=self._partial(info.file, hashlib.sha256(url.encode()).hexdigest()[:12]),
+            max_bytes=_limit_bytes(info),
+            may_visit=may_visit,
+            egress=self._egress,
+            connect_timeout_seconds=self._connect_timeout_seconds,
         )
 
     def _from_address(
-        self,
-        info: WeightsInfo,
-        url: str,
-        checked: tuple[str, str],
-        may_visit: Callable[[str], bool],
-        report: Report,
+        self, info: WeightsInfo, download: Download, checked: tuple[str, str], report: Report
     ) -> Path:
         """Download, check against a hash or its beginning, and store."""
         label, expected = checked
@@ -252,13 +270,6 @@ class WeightsVault:
             raise NotOffered("no connection is opened in offline mode")
         from models_cache.downloads import fetch  # noqa: PLC0415 - the HTTP client is not everywhere
 
-        download = Download(
-            url=url,
-            partial=self._partial(info.file, hashlib.sha256(url.encode()).hexdigest()[:12]),
-            max_bytes=_limit_bytes(info),
-            may_visit=may_visit,
-            connect_timeout_seconds=self._connect_timeout_seconds,
-        )
         resumed = fetch(download, report)
         actual = durable.sha256_of_file(download.partial)
         if resumed and not actual.startswith(expected):
@@ -269,7 +280,7 @@ class WeightsVault:
             download.discard()
             raise WeightsHashMismatch(info.file, label, expected, actual)
         if len(expected) < len(actual):
-            self._learned.learn(info.file, actual, url)
+            self._learned.learn(info.file, actual, download.url)
         return self._publish(download.partial, info.file)
 
     def _copy(

@@ -7,11 +7,13 @@ image loads weights from its vault.
 from __future__ import annotations
 
 import shutil
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+from models_cache.egress_policy import PUBLIC_ONLY, EgressPolicy
 from models_cache.errors import InsufficientStorage
 
 Report = Callable[[int, int | None], None]  # bytes done, bytes in all if known
@@ -30,10 +32,12 @@ class Download:
     """What to fetch and under which rules.
 
     Args:
-        url: The address.
+        url: The address, without credentials.
         partial: Where bytes are collected; its record is beside it.
         max_bytes: Larger files are refused.
         may_visit: Tells whether a redirect may lead to an address.
+        egress: Where connections may lead at all.
+        authorization: Value of that header, if the source asks for one.
         connect_timeout_seconds: Until a connection must stand.
     """
 
@@ -41,6 +45,8 @@ class Download:
     partial: Path
     max_bytes: int
     may_visit: Callable[[str], bool]
+    egress: EgressPolicy = PUBLIC_ONLY
+    authorization: str | None = None
     connect_timeout_seconds: float = 5.0
 
     @property
@@ -52,6 +58,17 @@ class Download:
         """Remove everything kept."""
         self.partial.unlink(missing_ok=True)
         self.record.unlink(missing_ok=True)
+
+
+def split_credentials(url: str) -> tuple[str, str | None]:
+    """Return an address without user and password, and the `Authorization` that they make."""
+    parts = urlsplit(url)
+    user, at, place = parts.netloc.rpartition("@")
+    if not at:
+        return url, None
+    pair = ":".join(unquote(part) for part in (user.partition(":")[0], user.partition(":")[2]))
+    header = f"Basic {b64encode(pair.encode()).decode()}"
+    return urlunsplit(parts._replace(netloc=place)), header
 
 
 def without_credentials(url: str) -> str:

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.telemetry import TelemetryConfig
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
@@ -17,17 +18,25 @@ from jobs.store.database import Database
 from models_cache import faults
 from models_cache.blobs import BlobStore
 from models_cache.catalogue import Catalogue
+from models_cache.disk_space import LowWater
 from models_cache.neighbours import NeighbourStore
 from models_cache.room import Room
 from models_cache.weights import WeightsVault
-from service import problems
+from service import access, problems
+from service.access_errors import DoorsOpen
+from service.audit import AuditLog
+from service.audit_trail import AuditTrail
 from service.engine_wishes import EngineWishes
+from service.folder_sizes import FolderSizes
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
+from service.key_ring import KeyRing
 from service.manifests import RecentManifests
 from service.metrics import ServiceMetrics
 from service.middleware import BrowserGuard, HeadAsGet
+from service.rates import Rates
 from service.routers import (
+    audit,
     backbones,
     datasets,
     exports,
@@ -35,6 +44,7 @@ from service.routers import (
     feedback,
     hugging_face,
     jobs,
+    keys,
     models,
     open_inference,
     openai_files,
@@ -42,6 +52,7 @@ from service.routers import (
     openai_uploads,
     ops,
     predict,
+    webhooks,
 )
 from service.services import Services
 from service.settings import Settings
@@ -52,6 +63,15 @@ from service.version_finder import VersionFinder
 
 _SWEEP_SECONDS = 600.0
 _MOST_PREDICTIONS = 512  # requests at once, each with its images in memory
+_UNTRACED = frozenset({"/healthz", "/readyz", "/metrics"})  # asked all the time
+#: Spans of requests, where somebody collects them (`models_cache.tracing`).
+_TRACED: TelemetryConfig = {
+    "auto_configure": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "exclude": lambda scope: scope["path"] in _UNTRACED,
+}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -70,7 +90,9 @@ def create_app(settings: Settings) -> FastAPI:
         await services.indexer.close()
         await services.shadows.close()
         await services.engine_wishes.close()
+        await services.key_ring.close()
         await services.inference.close()
+        services.audit.close()
         services.database.close()
 
     app = FastAPIOffline(
@@ -79,6 +101,8 @@ def create_app(settings: Settings) -> FastAPI:
         description="Upload labelled images, get a served vision model in seconds.",
         lifespan=lifespan,
         redirect_slashes=False,
+        dependencies=[Depends(access.admit)],
+        telemetry=_TRACED,
     )
     app.state.services = services
     problems.install(app)
@@ -87,6 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
         datasets.router,
         backbones.router,
         jobs.router,
+        webhooks.router,
         models.router,
         exports.router,
         features.router,
@@ -96,20 +121,34 @@ def create_app(settings: Settings) -> FastAPI:
         openai_files.router,
         openai_uploads.router,
         openai_jobs.router,
+        keys.router,
+        audit.router,
         ops.router,
     ):
         app.include_router(router)
+    access.describe(app)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BrowserGuard, local_names_only=settings.is_loopback)
+    app.add_middleware(AuditTrail, log=services.audit)
     return app
 
 
 def build_services(settings: Settings) -> Services:
-    """Build what handlers work with; migrates the database."""
+    """Build what handlers work with; migrates the database.
+
+    Raises:
+        DoorsOpen: Others could reach the service, and nothing would ask who they are.
+    """
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.database_address, settings.ballast)
     database.migrate()
+    key_ring = KeyRing(database, settings.key_limits)
+    if not (settings.is_loopback or settings.allow_anonymous or key_ring.keys_exist()):
+        raise DoorsOpen(settings.host)
+    metrics = ServiceMetrics()
+    with database.read() as connection:
+        metrics.jobs.begin(connection)
     catalogues = [Path(path) for path in settings.weights_catalog]
     blobs = BlobStore(settings.data_dir / "blobs")
     versions = VersionFinder(database)
@@ -124,8 +163,10 @@ def build_services(settings: Settings) -> Services:
             settings.data_dir / "weights",
             sources=settings.weights_sources,
             offline=settings.offline,
+            egress=settings.egress,
         ),
         inference=inference,
+        low_water=LowWater(settings.data_dir, settings.low_water_bytes),
         predicting=Room(_MOST_PREDICTIONS),
         indexer=Indexer(
             blobs, NeighbourStore(settings.data_dir / "cache" / "neighbours"), inference
@@ -133,7 +174,12 @@ def build_services(settings: Settings) -> Services:
         versions=versions,
         engine_wishes=EngineWishes(database),
         shadows=Shadows(database, versions, inference, settings.shadow_fraction),
-        metrics=ServiceMetrics(),
+        key_ring=key_ring,
+        rates=Rates(),
+        false_keys=Rates(),
+        audit=AuditLog(settings.data_dir / "audit", settings.audit_bytes),
+        folder_sizes=FolderSizes(settings.data_dir),
+        metrics=metrics,
     )
 
 

@@ -4,7 +4,7 @@
   + JsonMalformed, MediaTypeUnsupported, BodyTooLarge, MultipartMalformed, ValidationFailed,
     NothingHere, AddressUnknown, NotReady, ModelUnavailable,
     DatabaseUnavailable, JobFileInvalid, IndexMissing, IndexNotReady, UploadNotFound,
-    UploadEnded, UploadMismatch
+    UploadEnded, UploadMismatch, TooManyUploads
 """
 
 from __future__ import annotations
@@ -192,3 +192,12 @@ class UploadMismatch(RequestError):
     sentence = "upload {upload_id} is not the file that was announced: {reason}"
     upload_id: str
     reason: str
+
+
+@leaf
+class TooManyUploads(RequestError):
+    """So many bodies arrive at the moment that another one has to wait."""
+
+    code = "too-many-uploads"
+    sentence = "{limit} requests are sending their bodies; try again in a few seconds"
+    limit: int

@@ -14,22 +14,23 @@ from starlette.concurrency import run_in_threadpool
 from jobs.errors import JobNotFound
 from jobs.states import TERMINAL
 from jobs.store import events, jobs
-from jobs.store.database import Database
+from jobs.store.database import DATABASE_AWAY, Database
 from jobs.store.events import Event
 from jobs.store.jobs import Job
 
 HEARTBEAT_SECONDS = 15.0
 _POLL_SECONDS = 0.2
+_AWAY_SECONDS = 1.0
 _PAGE = 500
 
 
 async def stream_events(
     database: Database,
-    job_id: str,
+    job: Job,
     after_seq: int,
     is_gone: Callable[[], Awaitable[bool]],
 ) -> AsyncIterator[bytes]:
-    """Yield events behind `after_seq` as they are written, then `event: end`.
+    """Yield the events of a job behind `after_seq` as they are written, then `event: end`.
 
     Rows of the log have their `seq` as id, so that a client can go on where it was. `progress`
     events have no id: they are a view of the job's row and are not stored.
@@ -37,10 +38,14 @@ async def stream_events(
     view = _View(after_seq)
     while not await is_gone():
         try:
-            job, rows = await run_in_threadpool(_look, database, job_id, view.seen_seq)
+            job, rows = await run_in_threadpool(_look, database, job, view.seen_seq)
         except JobNotFound:  # deleted while someone was listening
             yield format_sse_event(event="end", data_str="{}")
             return
+        except DATABASE_AWAY:
+            yield format_sse_event(comment="waiting for the database")
+            await asyncio.sleep(_AWAY_SECONDS)
+            continue
         for chunk in view.news(job, rows):
             yield chunk
         if view.is_complete(job):
@@ -81,10 +86,10 @@ class _View:
         return job.status in TERMINAL and self.seen_seq >= job.event_seq
 
 
-def _look(database: Database, job_id: str, after_seq: int) -> tuple[Job, list[Event]]:
+def _look(database: Database, job: Job, after_seq: int) -> tuple[Job, list[Event]]:
     with database.read() as connection:
-        job = jobs.get(connection, job_id)
-        return job, events.page(connection, job_id, after_seq, _PAGE)
+        now = jobs.get(connection, job.id, job.project)
+        return now, events.page(connection, job.id, after_seq, _PAGE)
 
 
 def _format(row: Event) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
+from jobs.keys import holds_key
 from service.errors import BodyTooLarge, JsonMalformed, MediaTypeUnsupported, ValidationFailed
 
 MAX_JSON_BYTES = 1 << 20
@@ -28,9 +29,7 @@ async def read_json(request: Request, max_bytes: int = MAX_JSON_BYTES) -> Any:  
         BodyTooLarge: The body is larger than `max_bytes`.
         JsonMalformed: It is not strict JSON in UTF-8.
     """
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type != "application/json" and not content_type.endswith("+json"):
-        raise MediaTypeUnsupported(content_type or "none", "application/json")
+    _require_json(request)
     return parse_json(await read_body(request, max_bytes))
 
 
@@ -42,9 +41,19 @@ async def read_model(request: Request, model: type[_Model], *, default: bool = F
         model: What the body should be; unknown fields are refused by its configuration.
         default: An empty body means every default.
     """
-    if default and not await request.body():
+    if not default:
+        return validate(model, await read_json(request))
+    body = await read_body(request, MAX_JSON_BYTES)
+    if not body:
         return model()
-    return validate(model, await read_json(request))
+    _require_json(request)
+    return validate(model, parse_json(body))
+
+
+def _require_json(request: Request) -> None:
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        raise MediaTypeUnsupported(content_type or "none", "application/json")
 
 
 def validate(model: type[_Model], value: Any) -> _Model:  # noqa: ANN401 - JSON is any
@@ -77,7 +86,7 @@ def parse_json(body: bytes) -> Any:  # noqa: ANN401 - JSON is any
 
     Raises:
         JsonMalformed: Not UTF-8, not JSON, or holding NaN, Infinity, numbers beyond 64 bits,
-            duplicate keys, lone surrogates, NUL characters or more than 32 levels.
+            duplicate keys, lone surrogates, NUL characters, API keys or more than 32 levels.
     """
     try:
         value = json.loads(
@@ -87,8 +96,10 @@ def parse_json(body: bytes) -> Any:  # noqa: ANN401 - JSON is any
             parse_int=_bounded_integer,
             parse_float=_finite_float,
         )
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise JsonMalformed(f"not UTF-8 or too deep ({type(error).__name__})") from None
+    except UnicodeDecodeError:
+        raise JsonMalformed("it is not encoded in UTF-8") from None
+    except RecursionError:
+        raise JsonMalformed(f"more than {_MAX_DEPTH} levels of nesting") from None
     except json.JSONDecodeError as error:
         raise JsonMalformed(f"{error.msg} at line {error.lineno} column {error.colno}") from None
     _check(value, depth=0)
@@ -125,8 +136,7 @@ def _check(value: Any, depth: int) -> None:  # noqa: ANN401 - JSON is any
     if depth > _MAX_DEPTH:
         raise JsonMalformed(f"more than {_MAX_DEPTH} levels of nesting")
     if isinstance(value, str):
-        if "\x00" in value or not _is_encodable(value):
-            raise JsonMalformed(f"the text {_shown(value)} holds a NUL or half a surrogate pair")
+        _check_text(value)
     elif isinstance(value, dict):
         for key, item in value.items():
             _check(key, depth + 1)
@@ -134,6 +144,13 @@ def _check(value: Any, depth: int) -> None:  # noqa: ANN401 - JSON is any
     elif isinstance(value, list):
         for item in value:
             _check(item, depth + 1)
+
+
+def _check_text(text: str) -> None:
+    if "\x00" in text or not _is_encodable(text):
+        raise JsonMalformed(f"the text {_shown(text)} holds a NUL or half a surrogate pair")
+    if holds_key(text):
+        raise JsonMalformed("an API key stands in it, and bodies are stored: rotate the key")
 
 
 def _is_encodable(text: str) -> bool:

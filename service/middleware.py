@@ -13,6 +13,9 @@ from typing import Any
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
 
+from jobs.keys import holds_key, without_keys
+from models_cache import logs
+from service.errors import TooManyUploads
 from service.problems import GONE_STATUS, error_answer
 
 log = logging.getLogger("graft.access")
@@ -57,23 +60,54 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
-                names = {name for name, _ in message["headers"]}
-                message["headers"] += [pair for pair in headers if pair[0] not in names]
+                message["headers"].append((b"x-request-id", request_id.encode()))
             await send(message)
 
+        with logs.about(request_id=request_id):
+            try:
+                await self._app(scope, receive, sending)
+            except ClientDisconnect:
+                pass
+            finally:
+                seconds = time.perf_counter() - started
+                _log_request(scope, status, seconds, request_id)
+                self._observe(scope, status, seconds)
+
+
+class UploadLimit:
+    """Bounds how many requests are sending their bodies at once: each holds a file open.
+
+    Args:
+        app: What handles requests.
+        most: How many; the next one gets `TooManyUploads` from its first `receive`.
+    """
+
+    def __init__(self, app: Application, most: int) -> None:
+        self._app = app
+        self._most = most
+        self._arriving = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_counted = False
+
+        async def receiving() -> Message:
+            nonlocal is_counted
+            message = await receive()
+            is_arriving = message.get("more_body", False)
+            if is_arriving and not is_counted and self._arriving >= self._most:
+                raise TooManyUploads(self._most)
+            self._arriving += is_arriving - is_counted
+            is_counted = is_arriving
+            return message
+
         try:
-            await self._app(scope, receive, sending)
-        except ClientDisconnect:
-            pass
+            await self._app(scope, receiving, send)
         finally:
-            seconds = time.perf_counter() - started
-            path = ascii(scope["path"][:200])[1:-1]
-            log.info("%s %s %d %.1fms %s", scope["method"], path, status, seconds * 1e3, request_id)
-            self._observe(scope, status, seconds)
+            self._arriving -= is_counted
 
 
 class BrowserGuard:
@@ -147,6 +181,14 @@ class HeadAsGet:
         await self._app({**scope, "method": "GET", "asgi": asgi}, receiving, sending)
 
 
+def _log_request(scope: Scope, status: int, seconds: float, request_id: str) -> None:
+    method, path = scope["method"], ascii(without_keys(scope["path"])[:200])[1:-1]
+    milliseconds = round(seconds * 1e3, 1)
+    told = {"method": method, "path": path, "status": status, "duration_ms": milliseconds}
+    line = "%s %s %d %.1fms %s"
+    log.info(line, method, path, status, milliseconds, request_id, extra={"facts": told})
+
+
 def _is_local(host: str) -> bool:
     """Tell whether a Host header is an address, or a name that always means this machine."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
@@ -165,5 +207,5 @@ def _given_id(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             text = value.decode("latin-1")
-            return text if _REQUEST_ID.fullmatch(text) else None
+            return text if _REQUEST_ID.fullmatch(text) and not holds_key(text) else None
     return None

@@ -15,20 +15,22 @@ from collections.abc import Callable
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from jobs import errors as jobs_errors
-from jobs import feedback_errors
+from jobs import feedback_errors, key_errors
+from jobs.backup import errors as backup_errors
 from jobs.datasets import errors as dataset_errors
 from jobs.exports import errors as exports_errors
+from jobs.keys import without_keys
+from jobs.store.database import DATABASE_AWAY, is_full
+from models_cache import egress_errors, export_errors, weights_errors
 from models_cache import errors as cache_errors
-from models_cache import export_errors, weights_errors
 from models_cache.asgi import ClientGone
 from models_cache.errors import GraftError
+from service import access_errors
 from service import errors as request_errors
 from service.error_forms import Told, foreign_error
 
@@ -41,8 +43,11 @@ STATUS: dict[type[GraftError], int] = {
     GraftError: 500,
     cache_errors.StorageError: 500,
     cache_errors.InsufficientStorage: 507,
+    cache_errors.DiskSpaceLow: 507,
     weights_errors.WeightsError: 422,
     weights_errors.WeightsUnavailable: 503,
+    egress_errors.EgressError: 422,
+    egress_errors.EgressFailed: 503,
     cache_errors.ImageError: 422,
     cache_errors.ArtifactError: 422,
     export_errors.ExportError: 422,
@@ -59,6 +64,7 @@ STATUS: dict[type[GraftError], int] = {
     jobs_errors.TrainingError: 422,
     jobs_errors.JobError: 500,
     jobs_errors.JobNotFound: 404,
+    jobs_errors.DeliveryNotFound: 404,
     jobs_errors.IllegalTransition: 409,
     jobs_errors.JobNotEnded: 409,
     jobs_errors.RetryExists: 409,
@@ -70,9 +76,17 @@ STATUS: dict[type[GraftError], int] = {
     exports_errors.ExportNotFound: 404,
     exports_errors.ExportNotReady: 409,
     jobs_errors.VersionInUse: 409,
+    backup_errors.BackupError: 409,
     feedback_errors.FeedbackError: 409,
     feedback_errors.FeedbackNotFound: 404,
     jobs_errors.IdempotencyError: 422,
+    key_errors.ApiKeyError: 409,
+    key_errors.ApiKeyNotFound: 404,
+    access_errors.AccessError: 403,
+    access_errors.Unauthenticated: 401,
+    access_errors.AuditEntryNotFound: 404,
+    access_errors.RateLimited: 429,
+    access_errors.QuotaExceeded: 429,
     request_errors.RequestError: 400,
     request_errors.ValidationFailed: 422,
     request_errors.IndexMissing: 422,
@@ -85,10 +99,14 @@ STATUS: dict[type[GraftError], int] = {
     request_errors.NotReady: 503,
     request_errors.DatabaseUnavailable: 503,
     request_errors.ModelUnavailable: 503,
+    request_errors.TooManyUploads: 503,
 }
 
-GONE_STATUS = 499  # as nginx calls a client that hung up
-
+_SAYS_WHEN = (
+    cache_errors.InferenceOverloaded,
+    access_errors.RateLimited,
+    access_errors.QuotaExceeded,
+)
 _RETRY_AFTER_SECONDS = {503: "2", 507: "60"}
 _CODE_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "payload-too-large"}
 
@@ -111,8 +129,10 @@ def _ours(request: Request, error: Exception) -> JSONResponse:
         log.error("broken: %s", error, exc_info=error)
     faults = error.faults if isinstance(error, request_errors.ValidationFailed) else []
     answer = error_answer(request, status, error.code, str(error), faults)
-    if isinstance(error, cache_errors.InferenceOverloaded):
+    if isinstance(error, _SAYS_WHEN):
         answer.headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, access_errors.Unauthenticated | access_errors.ScopeTooSmall):
+        answer.headers["WWW-Authenticate"] = error.challenge
     return answer
 
 
@@ -139,7 +159,7 @@ def _disk(request: Request, error: Exception) -> JSONResponse:
 
 def _database(request: Request, error: Exception) -> JSONResponse:
     log.error("the database: %s", error)
-    if isinstance(error, OperationalError) and "full" in str(error.orig):
+    if is_full(error):
         return _ours(request, cache_errors.InsufficientStorage("writing to the database"))
     return _ours(request, request_errors.DatabaseUnavailable())
 
@@ -159,8 +179,7 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
     RequestValidationError: _validation,
     HTTPException: _starlette,
     OSError: _disk,
-    OperationalError: _database,
-    PoolTimeout: _database,
+    **dict.fromkeys(DATABASE_AWAY, _database),
     ClientDisconnect: _gone,
     ClientGone: _gone,
     Exception: _bug,
@@ -171,6 +190,8 @@ def error_answer(
     request: Request, status: int, code: str, detail: str, faults: list[dict[str, str]]
 ) -> JSONResponse:
     """Return an error in the form that its route promises, whichever layer refuses the request."""
+    detail = without_keys(detail)
+    faults = [{**fault, "message": without_keys(fault["message"])} for fault in faults]
     headers = {}
     if status in _RETRY_AFTER_SECONDS:
         headers["Retry-After"] = _RETRY_AFTER_SECONDS[status]
@@ -182,7 +203,7 @@ def error_answer(
         "title": code.replace("-", " ").capitalize(),
         "status": status,
         "detail": detail,
-        "instance": request.url.path[:200],
+        "instance": without_keys(request.url.path)[:200],
         "code": code,
         "errors": faults,
         "request_id": getattr(request.state, "request_id", None),

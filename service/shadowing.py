@@ -12,11 +12,10 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from jobs.store import shadows
-from jobs.store.database import Database
+from jobs.store.database import DATABASE_AWAY, Database
 from jobs.store.models import DEFAULT_ALIAS, Version
 from jobs.store.shadows import Comparisons, Pair
 from models_cache.errors import GraftError
@@ -84,7 +83,7 @@ class Shadows:
         if counted:
             try:
                 await run_in_threadpool(self._add, counted)
-            except SQLAlchemyError as error:  # the database is away: what was counted is lost
+            except DATABASE_AWAY as error:  # the database is away: what was counted is lost
                 log.warning("comparisons with shadows could not be written: %s", error)
 
     async def close(self) -> None:
@@ -96,15 +95,16 @@ class Shadows:
         await self.write()
 
     def _add(self, counted: dict[Pair, Comparisons]) -> None:
-        with self._database.write() as connection:
+        with self._database.write("shadow") as connection:
             shadows.add(connection, counted)
 
     async def _compare(
         self, version: Version, images: Sequence[bytes | memoryview], said: list[dict[str, Any]]
     ) -> None:
         try:
-            candidate = await self._versions.find_if_any(f"{version.name}@{ALIAS}")
-        except SQLAlchemyError:  # the database is away: as when it misses others
+            reference = f"{version.name}@{ALIAS}"
+            candidate = await self._versions.find_if_any(reference, version.project)
+        except DATABASE_AWAY:  # as when it misses others
             return
         if candidate is None or candidate.version == version.version:
             return
@@ -113,7 +113,7 @@ class Shadows:
             found = compare(said, answer["predictions"])
         except GraftError:
             found = Comparisons(failed=len(images))
-        pair = Pair(version.name, version.version, candidate.version)
+        pair = Pair(version.project, version.name, version.version, candidate.version)
         self._counted[pair] = self._counted.get(pair, Comparisons()) + found
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_soon())

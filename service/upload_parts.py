@@ -13,13 +13,12 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from models_cache import durable
+from models_cache import durable, faults
 from models_cache.blobs import Blob, BlobStore
 from service.errors import UploadEnded, UploadMismatch, UploadNotFound
 from service.uploads import LEFTOVER_SECONDS, Upload
@@ -36,11 +35,13 @@ class Announced:
     """What a client said about the file before it sent the first part.
 
     Args:
+        project: Whose upload it is.
         file_name: What the file is called.
         size_bytes: Of the whole file.
         created_at: Unix seconds.
     """
 
+    project: str
     file_name: str
     size_bytes: int
     created_at: int
@@ -69,16 +70,16 @@ class PartialUpload:
         return int(self.folder.stat().st_mtime + LEFTOVER_SECONDS)
 
 
-def begin(root: Path, upload_id: str, file_name: str, size_bytes: int) -> PartialUpload:
-    """Make a place for the parts of a file of `size_bytes` below `root`."""
-    announced = Announced(file_name, size_bytes, int(time.time()))
+def begin(root: Path, upload_id: str, announced: Announced) -> PartialUpload:
+    """Make a place for the parts of a file below `root`."""
     folder = root / upload_id
-    durable.write_bytes(folder / _ANNOUNCED, durable.canonical_json(asdict(announced)))
+    data = durable.canonical_json(asdict(announced))
+    durable.write_bytes(folder / _ANNOUNCED, data, point="upload_parts.announced")
     return PartialUpload(upload_id, folder, announced, None)
 
 
-def find(root: Path, upload_id: str) -> PartialUpload:
-    """Return an upload.
+def find(root: Path, upload_id: str, project: str) -> PartialUpload:
+    """Return an upload of a project.
 
     Raises:
         UploadNotFound: There is none of that id, or it expired.
@@ -88,6 +89,8 @@ def find(root: Path, upload_id: str) -> PartialUpload:
         announced = Announced(**json.loads((folder / _ANNOUNCED).read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
         raise UploadNotFound(upload_id) from None
+    if announced.project != project:
+        raise UploadNotFound(upload_id)
     outcome_path = folder / _OUTCOME
     outcome = Outcome(**json.loads(outcome_path.read_bytes())) if outcome_path.exists() else None
     return PartialUpload(upload_id, folder, announced, outcome)
@@ -143,6 +146,7 @@ def assemble(
     sha256, actual_md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with durable.needing_space("putting an upload together"), target.open("xb") as file:
         for chunk in _chunks(upload, part_ids):
+            faults.reach("upload_parts.chunk")
             sha256.update(chunk)
             actual_md5.update(chunk)
             file.write(chunk)
@@ -153,7 +157,8 @@ def assemble(
 
 def end(upload: PartialUpload, outcome: Outcome) -> PartialUpload:
     """Remember how an upload ended and remove its parts."""
-    durable.write_bytes(upload.folder / _OUTCOME, durable.canonical_json(asdict(outcome)))
+    data = durable.canonical_json(asdict(outcome))
+    durable.write_bytes(upload.folder / _OUTCOME, data, point="upload_parts.outcome")
     for folder in {path.parent for path in _part_paths(upload)}:
         shutil.rmtree(folder, ignore_errors=True)
     return PartialUpload(upload.id, upload.folder, upload.announced, outcome)

@@ -20,7 +20,7 @@ from python_multipart.exceptions import ParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
-from models_cache import durable
+from models_cache import durable, faults
 from service.errors import BodyTooLarge, MultipartMalformed
 
 if TYPE_CHECKING:  # it exists for type checkers only
@@ -115,6 +115,7 @@ class _Sink:
         if self.size_bytes > self._max_bytes:
             raise BodyTooLarge(self._max_bytes)
         self._hash.update(chunk)
+        faults.reach("upload.chunk")
         self._file.write(chunk)
 
     @property

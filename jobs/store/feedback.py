@@ -7,11 +7,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from jobs.feedback_errors import FeedbackNotFound, FeedbackUsed
 from jobs.store.database import utc_now
-from jobs.store.tables import DEFAULT_PROJECT, datasets, feedback
+from jobs.store.tables import datasets, feedback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +52,7 @@ class NewFeedback:
     image_bytes: int
     labels: list[str]
     predicted: dict[str, Any]
-    project: str = DEFAULT_PROJECT
+    project: str
 
 
 def _feedback(row: Row[Any]) -> Feedback:
@@ -61,7 +72,7 @@ def page(
     after: str | None,
     *,
     pending_only: bool = False,
-    project: str = DEFAULT_PROJECT,
+    project: str,
 ) -> list[Feedback]:
     """Return up to `limit` of a model's, oldest first, behind the one of id `after`."""
     statement = select(feedback).where(feedback.c.project == project, feedback.c.model == model)
@@ -73,7 +84,7 @@ def page(
     return [_feedback(row) for row in rows]
 
 
-def pending(connection: Connection, model: str, project: str = DEFAULT_PROJECT) -> list[Feedback]:
+def pending(connection: Connection, model: str, project: str) -> list[Feedback]:
     """Return what no version of a data set has yet, oldest first.
 
     What went into an upload that was rejected, or deleted since, counts as pending again.
@@ -86,7 +97,13 @@ def pending(connection: Connection, model: str, project: str = DEFAULT_PROJECT) 
     return [_feedback(row) for row in rows]
 
 
-def get(connection: Connection, feedback_id: str, project: str = DEFAULT_PROJECT) -> Feedback:
+def stored_bytes(connection: Connection, project: str) -> int:
+    """Return how many bytes the images of a project's feedback have together."""
+    chosen = feedback.c.project == project
+    return int(connection.scalar(select(func.sum(feedback.c.image_bytes)).where(chosen)) or 0)
+
+
+def get(connection: Connection, feedback_id: str, project: str) -> Feedback:
     """Return one.
 
     Raises:
@@ -105,9 +122,7 @@ def use(connection: Connection, ids: Sequence[str], dataset_id: str) -> None:
     connection.execute(update(feedback).where(feedback.c.id.in_(ids)).values(dataset_id=dataset_id))
 
 
-def remove(
-    connection: Connection, feedback_id: str, model: str, project: str = DEFAULT_PROJECT
-) -> None:
+def remove(connection: Connection, feedback_id: str, model: str, project: str) -> None:
     """Delete one of a model's that no version of a data set has.
 
     Raises:

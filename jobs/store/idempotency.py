@@ -9,10 +9,16 @@ from sqlalchemy import Connection, delete, insert, select
 
 from jobs.errors import IdempotencyMismatch
 from jobs.store.database import utc_now
-from jobs.store.tables import DEFAULT_PROJECT, idempotency_keys
+from jobs.store.tables import idempotency_keys
 
 
-def once(connection: Connection, key: str | None, fingerprint: str, make: Callable[[], str]) -> str:
+def once(
+    connection: Connection,
+    key: str | None,
+    fingerprint: str,
+    make: Callable[[], str],
+    project: str,
+) -> str:
     """Return what an earlier request with this key made, else make it and remember.
 
     Args:
@@ -20,22 +26,21 @@ def once(connection: Connection, key: str | None, fingerprint: str, make: Callab
         key: The request's key; None means that it has none and is not repeated.
         fingerprint: Hash of method, path and body.
         make: Inserts and returns the id of what it made.
+        project: Whose key it is: others may use the same one.
 
     Raises:
         IdempotencyMismatch: The key was used for a request with another fingerprint.
     """
-    known = None if key is None else find(connection, key, fingerprint)
+    known = None if key is None else find(connection, key, fingerprint, project)
     if known is not None:
         return known
     made = make()
     if key is not None:
-        remember(connection, key, fingerprint, made)
+        remember(connection, key, fingerprint, made, project)
     return made
 
 
-def find(
-    connection: Connection, key: str, fingerprint: str, project: str = DEFAULT_PROJECT
-) -> str | None:
+def find(connection: Connection, key: str, fingerprint: str, project: str) -> str | None:
     """Return the id that an earlier request with this key made, or None.
 
     Raises:
@@ -64,7 +69,7 @@ def remember(
     key: str,
     fingerprint: str,
     resource: str,
-    project: str = DEFAULT_PROJECT,
+    project: str,
 ) -> None:
     """Record what the request with this key made."""
     connection.execute(

@@ -19,11 +19,12 @@ from sqlalchemy import (
     update,
 )
 
+from jobs import trail
 from jobs.errors import IllegalTransition, JobNotEnded, JobNotFound, LeaseLost
 from jobs.states import HELD, TERMINAL, JobEvent, JobState, next_state
 from jobs.store import events
 from jobs.store.database import utc_now
-from jobs.store.tables import DEFAULT_PROJECT, jobs
+from jobs.store.tables import jobs
 
 #: Jobs that people ask for; the others serve datasets and weights and are not listed.
 PUBLIC_TYPES = frozenset({"fine_tune", "race", "evaluate", "batch_predict", "export"})
@@ -78,7 +79,7 @@ class NewJob:
     model: str | None = None
     retry_of: str | None = None
     not_before: datetime | None = None
-    project: str = DEFAULT_PROJECT
+    project: str
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,13 @@ def accept(connection: Connection, new: NewJob) -> Job:
             created_at=utc_now(),
         )
     )
-    events.append(connection, new.id, [("state", {"status": JobState.QUEUED.value})])
+    data: dict[str, Any] = {"status": JobState.QUEUED.value}
+    origin = trail.origin()
+    events.append(connection, new.id, [("state", data | ({"origin": origin} if origin else {}))])
     return get(connection, new.id, new.project)
 
 
-def get(connection: Connection, job_id: str, project: str = DEFAULT_PROJECT) -> Job:
+def get(connection: Connection, job_id: str, project: str) -> Job:
     """Return one job.
 
     Raises:
@@ -149,7 +152,7 @@ def page(
     *,
     status: str | None = None,
     job_type: str | None = None,
-    project: str = DEFAULT_PROJECT,
+    project: str,
 ) -> list[Job]:
     """Return up to `limit` jobs, newest first, behind the one of id `after`."""
     types = PUBLIC_TYPES if job_type is None else {job_type}
@@ -192,6 +195,16 @@ def queued_since(connection: Connection) -> datetime | None:
     return since
 
 
+def count_unfinished(connection: Connection, project: str) -> int:
+    """Return how many jobs that people asked for have not ended in a project."""
+    chosen = (
+        jobs.c.project == project,
+        jobs.c.type.in_(PUBLIC_TYPES),
+        jobs.c.status.not_in(TERMINAL),
+    )
+    return connection.scalar(select(func.count()).select_from(jobs).where(*chosen)) or 0
+
+
 def unfinished_using(connection: Connection, dataset_id: str) -> list[str]:
     """Return the ids of jobs that still need a dataset (its own ingest not counted)."""
     statement = select(jobs.c.id).where(
@@ -211,9 +224,7 @@ def of_dataset(connection: Connection, dataset_id: str, job_type: str) -> Job | 
     return None if row is None else job_of(row)
 
 
-def of_model(
-    connection: Connection, model: str, job_type: str, project: str = DEFAULT_PROJECT
-) -> list[Job]:
+def of_model(connection: Connection, model: str, job_type: str, project: str) -> list[Job]:
     """Return the jobs of a type that a model's name was given to, newest first."""
     chosen = (jobs.c.project == project, jobs.c.model == model, jobs.c.type == job_type)
     rows = connection.execute(select(jobs).where(*chosen).order_by(jobs.c.number.desc()))
@@ -246,7 +257,7 @@ def transition(
     *,
     lease: Lease | None = None,
     changes: dict[str, Any] | None = None,
-    project: str = DEFAULT_PROJECT,
+    project: str,
 ) -> Job:
     """Move a job along the table of transitions, with its event row, by compare-and-set.
 
@@ -302,7 +313,7 @@ def waiting_for_dataset(connection: Connection, dataset_id: str) -> list[Job]:
     return [job_of(row) for row in rows]
 
 
-def remove(connection: Connection, job_id: str, project: str = DEFAULT_PROJECT) -> None:
+def remove(connection: Connection, job_id: str, project: str) -> None:
     """Delete an ended job and its events.
 
     Raises:

@@ -28,6 +28,8 @@ from jobs.store.tables import datasets, jobs
 
 #: Phase of a queued job for which a slot, but no memory, is free.
 WAITING_FOR_MEMORY = "waiting-for-memory"
+#: The same, where the disk is almost full.
+WAITING_FOR_SPACE = "waiting-for-space"
 
 
 def next_claimable(connection: Connection, types: Collection[str]) -> Job | None:
@@ -37,15 +39,15 @@ def next_claimable(connection: Connection, types: Collection[str]) -> Job | None
     return None if row is None else job_of(row)
 
 
-def wait_for_memory(connection: Connection, job_id: str, reason: str) -> None:
+def wait_for(connection: Connection, job_id: str, phase: str, reason: str) -> None:
     """Say why a queued job does not start although a slot is free."""
     changed = connection.execute(
         update(jobs)
         .where(jobs.c.id == job_id, jobs.c.status == JobState.QUEUED)
-        .values(phase=WAITING_FOR_MEMORY)
+        .values(phase=phase)
     )
     if changed.rowcount:
-        rows = [("phase", {"phase": WAITING_FOR_MEMORY}), ("log", {"message": reason})]
+        rows = [("phase", {"phase": phase}), ("log", {"message": reason})]
         events.append(connection, job_id, rows)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, and_, delete, func, insert, select, upda
 
 from jobs.errors import AliasConflict, AliasReserved, ModelNotFound, VersionInUse, VersionNotFound
 from jobs.store.database import utc_now
-from jobs.store.tables import DEFAULT_PROJECT, model_aliases, model_versions, models
+from jobs.store.tables import model_aliases, model_versions, models
 
 DEFAULT_ALIAS = "default"
 LATEST_ALIAS = "latest"  # read-only: always the highest version
@@ -35,6 +35,11 @@ class Version:
     dataset_id: str | None
     created_at: datetime
 
+    @property
+    def owner(self) -> tuple[str, str]:
+        """Who shares room with whom while predicting: names are a project's own."""
+        return self.project, self.name
+
 
 @dataclass(frozen=True, kw_only=True)
 class NewVersion:
@@ -50,7 +55,7 @@ class NewVersion:
     evaluation_sha256: str | None = None
     job_id: str | None = None
     dataset_id: str | None = None
-    project: str = DEFAULT_PROJECT
+    project: str
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def _next_number(connection: Connection, new: NewVersion) -> int:
     return 1
 
 
-def get(connection: Connection, name: str, project: str = DEFAULT_PROJECT) -> Model:
+def get(connection: Connection, name: str, project: str) -> Model:
     """Return a model.
 
     Raises:
@@ -122,9 +127,7 @@ def get(connection: Connection, name: str, project: str = DEFAULT_PROJECT) -> Mo
     return _with_versions(connection, [row], project)[0]
 
 
-def page(
-    connection: Connection, limit: int, after: str | None, project: str = DEFAULT_PROJECT
-) -> list[Model]:
+def page(connection: Connection, limit: int, after: str | None, project: str) -> list[Model]:
     """Return up to `limit` models by name, behind the name `after`."""
     statement = select(models).where(models.c.project == project, models.c.deleted.is_(False))
     if after is not None:
@@ -149,9 +152,7 @@ def _with_versions(connection: Connection, rows: Sequence[Row[Any]], project: st
     return list(found.values())
 
 
-def defaults(
-    connection: Connection, names: Collection[str], project: str = DEFAULT_PROJECT
-) -> dict[str, Version]:
+def defaults(connection: Connection, names: Collection[str], project: str) -> dict[str, Version]:
     """Return what bare names serve, by name; those without alias `default` are missing."""
     rows = connection.execute(
         select(model_versions)
@@ -172,9 +173,7 @@ def defaults(
     return {row.name: _version(row) for row in rows}
 
 
-def version(
-    connection: Connection, name: str, number: int, project: str = DEFAULT_PROJECT
-) -> Version:
+def version(connection: Connection, name: str, number: int, project: str) -> Version:
     """Return one version.
 
     Raises:
@@ -194,7 +193,7 @@ def version(
     return _version(row)
 
 
-def versions(connection: Connection, name: str, project: str = DEFAULT_PROJECT) -> list[Version]:
+def versions(connection: Connection, name: str, project: str) -> list[Version]:
     """Return every version of a model, oldest first."""
     rows = connection.execute(
         select(model_versions)
@@ -204,7 +203,7 @@ def versions(connection: Connection, name: str, project: str = DEFAULT_PROJECT) 
     return [_version(row) for row in rows]
 
 
-def of_job(connection: Connection, job_id: str, project: str = DEFAULT_PROJECT) -> list[Version]:
+def of_job(connection: Connection, job_id: str, project: str) -> list[Version]:
     """Return the versions that a job published, in the order of their publication."""
     rows = connection.execute(
         select(model_versions)
@@ -214,9 +213,7 @@ def of_job(connection: Connection, job_id: str, project: str = DEFAULT_PROJECT) 
     return [_version(row) for row in rows]
 
 
-def resolve(
-    connection: Connection, name: str, reference: str | None, project: str = DEFAULT_PROJECT
-) -> Version:
+def resolve(connection: Connection, name: str, reference: str | None, project: str) -> Version:
     """Return the version that `name`, `name@alias` or `name@number` means.
 
     Raises:
@@ -240,7 +237,7 @@ def resolve(
     return version(connection, name, number, project)
 
 
-def aliases_of(connection: Connection, name: str, project: str = DEFAULT_PROJECT) -> dict[str, int]:
+def aliases_of(connection: Connection, name: str, project: str) -> dict[str, int]:
     """Return the stored aliases of a name."""
     rows = connection.execute(
         select(model_aliases.c.alias, model_aliases.c.version)
@@ -257,7 +254,7 @@ def set_alias(
     number: int,
     *,
     if_current: int | None = None,
-    project: str = DEFAULT_PROJECT,
+    project: str,
 ) -> None:
     """Point an alias to a version: promotion and rollback are the same call.
 
@@ -277,9 +274,7 @@ def set_alias(
     _point(connection, name, alias, number, project)
 
 
-def remove_alias(
-    connection: Connection, name: str, alias: str, project: str = DEFAULT_PROJECT
-) -> None:
+def remove_alias(connection: Connection, name: str, alias: str, project: str) -> None:
     """Remove an alias; what it pointed to stays.
 
     Raises:
@@ -300,9 +295,7 @@ def remove_alias(
     )
 
 
-def remove_version(
-    connection: Connection, name: str, number: int, project: str = DEFAULT_PROJECT
-) -> None:
+def remove_version(connection: Connection, name: str, number: int, project: str) -> None:
     """Delete a version that no alias points to; its number is not used again.
 
     Raises:
@@ -321,7 +314,7 @@ def remove_version(
     )
 
 
-def remove(connection: Connection, name: str, project: str = DEFAULT_PROJECT) -> None:
+def remove(connection: Connection, name: str, project: str) -> None:
     """Delete a model with its versions and aliases; the name keeps counting where it was."""
     get(connection, name, project)
     for table in (model_aliases, model_versions):

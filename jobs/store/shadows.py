@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, case, insert, select, update
 
 from jobs.store.database import utc_now
-from jobs.store.tables import DEFAULT_PROJECT, shadow_comparisons
+from jobs.store.tables import shadow_comparisons
 
 
 class Pair(NamedTuple):
     """Which two versions of a model were compared: the one that answered, and the candidate."""
 
+    project: str
     name: str
     version: int
     shadow: int
@@ -70,14 +71,12 @@ def _compared(row: Row[Any]) -> Compared:
     return Compared(**row._mapping)
 
 
-def add(
-    connection: Connection, found: Mapping[Pair, Comparisons], project: str = DEFAULT_PROJECT
-) -> None:
+def add(connection: Connection, found: Mapping[Pair, Comparisons]) -> None:
     """Add comparisons to what is known of their pairs, in a writing transaction."""
     now, table = utc_now(), shadow_comparisons.c
     for pair, more in found.items():
         key = (
-            table.project == project,
+            table.project == pair.project,
             table.name == pair.name,
             table.version == pair.version,
             table.shadow == pair.shadow,
@@ -99,11 +98,11 @@ def add(
             )
         )
         if not known.rowcount:
-            new = {"project": project, **pair._asdict(), **vars(more), "since": now, "until": now}
+            new = {**pair._asdict(), **vars(more), "since": now, "until": now}
             connection.execute(insert(shadow_comparisons).values(**new))
 
 
-def of_model(connection: Connection, name: str, project: str = DEFAULT_PROJECT) -> list[Compared]:
+def of_model(connection: Connection, name: str, project: str) -> list[Compared]:
     """Return what is known of every pair of a model's versions, the newest pair first."""
     rows = connection.execute(
         select(shadow_comparisons)

@@ -33,6 +33,11 @@ def remove(connection: Connection, worker_ids: Collection[str]) -> None:
     connection.execute(delete(workers).where(workers.c.id.in_(worker_ids)))
 
 
+def remove_all(connection: Connection) -> None:
+    """Delete every worker: the rows were copied from another service."""
+    connection.execute(delete(workers))
+
+
 def on_host(connection: Connection, host: str) -> list[str]:
     """Return the ids of the workers of one host."""
     return list(connection.scalars(select(workers.c.id).where(workers.c.host == host)))
@@ -43,7 +48,9 @@ def silent_since(connection: Connection, before: datetime) -> list[str]:
     return list(connection.scalars(select(workers.c.id).where(workers.c.heartbeat_at < before)))
 
 
-def count_alive(connection: Connection, within: timedelta) -> int:
-    """Return how many workers have been heard of lately."""
-    alive = workers.c.heartbeat_at >= utc_now() - within
-    return connection.scalar(select(func.count()).select_from(workers).where(alive)) or 0
+def count_alive(connection: Connection, within: timedelta, *, host: str | None = None) -> int:
+    """Return how many workers have been heard of lately, of one host or of all."""
+    statement = select(func.count()).where(workers.c.heartbeat_at >= utc_now() - within)
+    if host is not None:
+        statement = statement.where(workers.c.host == host)
+    return connection.scalar(statement) or 0

@@ -24,7 +24,7 @@ from jobs.datasets.loading import LoadedDataset
 from jobs.errors import Diverged
 from jobs.recipes import AutoRecipe, FinetuneRecipe, ScratchRecipe
 from jobs.training.augment import Augmentation
-from jobs.training.boundary import FrozenStages, compute_activations, cut_at_boundary
+from jobs.training.boundary import FrozenStages, compute_activations
 from jobs.training.evaluate import predict_logits
 from jobs.training.interruption import Interruption, StoppedOnRequest
 from jobs.training.mixing import draw_mixing
@@ -34,6 +34,7 @@ from jobs.training.schedule import EpochPlan, Schedule
 from jobs.training.state import TrainingState
 from jobs.training.step import Batch, Learner, compute_gradients, update_weights, within_memory
 from models_cache import faults
+from models_cache.cut_network import cut_at_boundary, learning_names
 from models_cache.features import normalised
 from models_cache.preprocessing import Preprocessing
 
@@ -350,7 +351,8 @@ def _frozen_stages(state: TrainingState, training: _Training) -> FrozenStages | 
     if views is None or folder is None or recipe.mixup_alpha or recipe.cutmix_alpha:
         return None
     prepare_modules(state.model, recipe)
-    network = cut_at_boundary(state.model.backbone)
+    backbone = state.model.backbone
+    network = cut_at_boundary(backbone, learning_names(backbone))
     if network is None or recipe.epochs <= views:  # as many passes, and none saved
         return None
     device = training.augmentation.device

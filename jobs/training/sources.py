@@ -86,7 +86,10 @@ def obtain_weights(place: Place) -> tuple[WeightsVault, WeightsInfo, Path]:
     spec = place.spec
     assert spec.weights is not None
     vault = WeightsVault(
-        spec.data_folder / "weights", sources=list(spec.weights_sources), offline=spec.offline
+        spec.data_folder / "weights",
+        sources=list(spec.weights_sources),
+        offline=spec.offline,
+        egress=spec.egress,
     )
     catalogue = Catalogue.load(extra_files=spec.weights_catalogues)
     record = spec.run_folder / _WEIGHTS_RECORD

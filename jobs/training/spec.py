@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models_cache.egress_policy import PUBLIC_ONLY, EgressPolicy
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
@@ -34,6 +36,7 @@ class TrainSpec:
         report_sha256: Blob of what ingest found, if there is one.
         lineage: Where the result comes from, recorded in the artifact.
         reproduce: The `job` that is repeated and its `receipt`, if that is what is asked for.
+        egress: Where connections for weights may lead.
     """
 
     run_folder: Path
@@ -56,6 +59,7 @@ class TrainSpec:
     report_sha256: str | None
     lineage: Mapping[str, Any]
     reproduce: Mapping[str, Any] | None = None
+    egress: EgressPolicy = PUBLIC_ONLY
 
     @classmethod
     def load(cls, path: Path) -> TrainSpec:
@@ -82,4 +86,5 @@ class TrainSpec:
             report_sha256=value["dataset"].get("report_sha256"),
             lineage=value["lineage"],
             reproduce=value.get("reproduce"),
+            egress=EgressPolicy.of(**value.get("egress", {})),
         )

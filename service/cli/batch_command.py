@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli.client_commands import Url, follow_job, upload_with_bar
+from service.cli.client_commands import Key, Url, follow_job, upload_with_bar
 from service.cli.folder_archive import zipped
 from service.client import DEFAULT_URL, Graft
 
@@ -27,11 +27,12 @@ def batch(
         float | None, typer.Option(help="Abstain rather than be wrong more often than this.")
     ] = None,
     url: Url = DEFAULT_URL,
+    key: Key = None,
 ) -> None:
     """Predict many images in the background and save the answers."""
     asked: dict[str, Any] = {"top_k": top_k, "max_error": max_error}
     parameters = {name: value for name, value in asked.items() if value is not None}
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         dataset = _dataset(graft, images)
         job = graft.submit(dataset, type="batch_predict", model=model, parameters=parameters)
         result = follow_job(graft, job["id"])["result"]

@@ -20,6 +20,14 @@ from rich.table import Table
 from service.client import DEFAULT_URL, Graft, JobFailed, Json
 
 Url = Annotated[str, typer.Option(envvar="GRAFT_URL", help="Where the service listens.")]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        envvar="GRAFT_API_KEY",
+        help="API key; better in the variable: others on the machine see command lines.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 datasets_app = typer.Typer(help="Data sets.", no_args_is_help=True)
@@ -47,10 +55,11 @@ def predict(
     ] = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
+    key: Key = None,
 ) -> None:
     """Predict images."""
     answers: list[Json] = []
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         for start in range(0, len(images), 32):
             some = images[start : start + 32]
             told = graft.predict(model, *some, top_k=top_k, max_error=max_error)
@@ -78,9 +87,10 @@ def upload(
     archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     name: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
     url: Url = DEFAULT_URL,
+    key: Key = None,
 ) -> None:
     """Upload labelled images (zip, tar, tar.gz, npz, HDF5) and wait until it is checked."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         print_json(upload_with_bar(graft, archive, name or archive.name.split(".")[0]))
 
 
@@ -89,60 +99,65 @@ def add_images(
     dataset: Annotated[str, typer.Argument(help="Id of the data set whose images are kept.")],
     archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     url: Url = DEFAULT_URL,
+    key: Key = None,
 ) -> None:
     """Upload further images: a new version holds the old and the new ones."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         print_json(upload_with_bar(graft, archive, None, dataset))
 
 
 @datasets_app.command("list")
-def list_datasets(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+def list_datasets(as_json: AsJson = False, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """List data sets."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         found = list(graft.datasets())
     columns = ["id", "name", "version", "status", "classes"]
     print_list(found, columns, as_json)
 
 
 @datasets_app.command("report")
-def report(dataset: str, url: Url = DEFAULT_URL) -> None:
+def report(dataset: str, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Print what was found in an upload, and by the newest job; `graft doctor` reads better."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         print_json(graft.report(dataset))
 
 
 @datasets_app.command("delete")
-def delete_dataset(dataset: str, url: Url = DEFAULT_URL) -> None:
+def delete_dataset(dataset: str, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Delete a data set."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         graft.delete_dataset(dataset)
 
 
 @models_app.command("list")
-def list_models(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+def list_models(as_json: AsJson = False, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """List models."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         print_list(list(graft.models()), ["name", "versions", "aliases"], as_json)
 
 
 @models_app.command("promote")
-def promote(model: str, version: int, alias: str = "default", url: Url = DEFAULT_URL) -> None:
+def promote(
+    model: str, version: int, alias: str = "default", url: Url = DEFAULT_URL, key: Key = None
+) -> None:
     """Point an alias to a version: promotion and rollback."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         print_json(graft.set_alias(model, alias, version))
 
 
 @models_app.command("download")
-def download(model: str, version: int, destination: Path, url: Url = DEFAULT_URL) -> None:
+def download(
+    model: str, version: int, destination: Path, url: Url = DEFAULT_URL, key: Key = None
+) -> None:
     """Save a version as a zip file."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         print(graft.download_archive(model, version, destination))
 
 
 @models_app.command("delete")
-def delete_model(model: str, url: Url = DEFAULT_URL) -> None:
+def delete_model(model: str, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Delete a model with all its versions."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         graft.delete_model(model)
 
 
@@ -151,44 +166,45 @@ def import_archive(
     model: str,
     archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     url: Url = DEFAULT_URL,
+    key: Key = None,
 ) -> None:
     """Publish a saved version as the next version of a model."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         print_json(graft.import_archive(model, archive))
 
 
 @jobs_app.command("list")
-def list_jobs(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+def list_jobs(as_json: AsJson = False, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """List jobs, newest first."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         print_list(list(graft.jobs()), ["id", "status", "phase", "attempt", "metrics"], as_json)
 
 
 @jobs_app.command("show")
-def show_job(job: str, url: Url = DEFAULT_URL) -> None:
+def show_job(job: str, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Print a job."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         print_json(graft.job(job))
 
 
 @jobs_app.command("delete")
-def delete_job(job: str, url: Url = DEFAULT_URL) -> None:
+def delete_job(job: str, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Delete an ended job and its log."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         graft.delete_job(job)
 
 
 @jobs_app.command("follow")
-def follow(job: str, url: Url = DEFAULT_URL) -> None:
+def follow(job: str, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Show a job's progress until its end."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         print_json(follow_job(graft, job)["metrics"])
 
 
 @jobs_app.command("reproduce")
-def reproduce(job: str, url: Url = DEFAULT_URL) -> None:
+def reproduce(job: str, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Repeat an ended job to the bit and say whether the weights are the same bytes."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         print_json(follow_job(graft, graft.reproduce(job)["id"])["result"])
 
 
@@ -197,11 +213,12 @@ def act(
     job: str,
     action: Annotated[str, typer.Argument(help="cancel, pause, resume or retry")],
     url: Url = DEFAULT_URL,
+    key: Key = None,
 ) -> None:
     """Cancel, pause, resume or retry a job."""
     if action not in ("cancel", "pause", "resume", "retry"):
         raise typer.BadParameter("cancel, pause, resume or retry")
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         print_json(graft.act(job, action))
 
 

@@ -6,18 +6,23 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import Progress
 
+from models_cache.egress import Outgoing, exchange
+from models_cache.egress_errors import EgressError
+from service.cli.configuration import load_settings
+
 #: The photographs of PyTorch's transfer-learning tutorial: 245 ants and bees to learn from.
 TUTORIAL_URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
-_CONNECT_SECONDS = 5.0
+_DOWNLOAD_SECONDS = 1800.0
+_MOST_BYTES = 200 << 20  # the archive has 45 MB
 _DRAWN_PER_CLASS = 24
 _DRAWN_PX = 96
 
@@ -84,20 +89,25 @@ def _architectures(catalogue: Path) -> set[str]:
 
 def _download(url: str, path: Path) -> bool:
     """Fetch a file with a progress bar; False if there is no way to it."""
-    timeout = httpx2.Timeout(30.0, connect=_CONNECT_SECONDS)
+    outgoing = Outgoing(url=url, total_seconds=_DOWNLOAD_SECONDS, may_follow=lambda _url: True)
     try:
         with (
-            httpx2.stream("GET", url, timeout=timeout, follow_redirects=True) as answer,
+            exchange(load_settings().egress, outgoing) as answer,
             Progress(console=Console(stderr=True)) as progress,
             path.open("wb") as file,
         ):
-            answer.raise_for_status()
+            if answer.status != HTTPStatus.OK:
+                return False
             total = int(answer.headers.get("content-length", 0)) or None
             task = progress.add_task(f"download {path.name}", total=total)
-            for chunk in answer.iter_bytes(1 << 20):
+            done_bytes = 0
+            for chunk in answer.chunks(1 << 20):
+                done_bytes += len(chunk)
+                if done_bytes > _MOST_BYTES:
+                    return False
                 file.write(chunk)
                 progress.advance(task, len(chunk))
-    except httpx2.HTTPError:
+    except EgressError:
         path.unlink(missing_ok=True)
         return False
     return True

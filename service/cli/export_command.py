@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.client_commands import Url, follow_job
+from service.cli.client_commands import Key, Url, follow_job
 from service.client import DEFAULT_URL, Graft
 
 
@@ -25,9 +25,10 @@ def export(
     format_: Annotated[Format, typer.Option("--format")] = Format.ONNX,
     output: Annotated[Path | None, typer.Option(help="Default: MODEL-VERSION-FORMAT.zip.")] = None,
     url: Url = DEFAULT_URL,
+    key: Key = None,
 ) -> None:
     """Export a model to ONNX or torch.export: a zip with an example that needs no Graft."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         number = version or int(graft.model(model)["aliases"]["default"])
         made = graft.export(model, number, format_.value)
         follow_job(graft, made["id"])

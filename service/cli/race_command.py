@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.cli.client_commands import AsJson, Url, follow_job, upload_with_bar
+from service.cli.client_commands import AsJson, Key, Url, follow_job, upload_with_bar
 from service.client import DEFAULT_URL, Graft, Json
 
 _ACCURACY = ("accuracy_top1", "accuracy_interval_95", "accuracy")
@@ -33,9 +33,10 @@ def race(
     learning_curve: Annotated[str, typer.Option(help="best, all or none")] = "best",
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
+    key: Key = None,
 ) -> None:
     """Compare frozen backbones on a data set by cross-validation; publishes nothing."""
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         dataset_id = data
         if Path(data).is_file():
             name = Path(data).name.split(".")[0]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.client_commands import Url, follow_job, upload_with_bar
+from service.cli.client_commands import Key, Url, follow_job, upload_with_bar
 from service.cli.folder_archive import zipped
 from service.cli.race_command import print_standings
 from service.client import DEFAULT_URL, Graft, Json
@@ -47,6 +47,7 @@ def submit(
     ] = None,
     follow: Annotated[bool, typer.Option(help="Show progress until the end.")] = True,
     url: Url = DEFAULT_URL,
+    key: Key = None,
 ) -> None:
     """Run a job: fine-tune and serve, or race; options win over the job file."""
     job_file = _source(source)
@@ -67,12 +68,19 @@ def submit(
     for pair in settings or []:
         job_file = _with_pair(job_file, pair, f"--set {pair}")
     job_file.check()
-    with Graft(url) as graft:
+    with Graft(url, key=key) as graft:
         fields = {**job_file.fields, "dataset": _dataset_id(graft, job_file)}
         job = graft.submit(**fields)
         print(f"job {job['id']}", file=sys.stderr)
+        _print_secret(job)
         if follow:
             _print_end(follow_job(graft, job["id"]))
+
+
+def _print_secret(job: Json) -> None:
+    secret = (job["webhook"] or {}).get("secret")
+    if secret is not None:
+        print(f"secret of the webhook (told only now): {secret}", file=sys.stderr)
 
 
 def _print_end(job: Json) -> None:

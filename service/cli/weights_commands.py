@@ -116,6 +116,9 @@ def _vault() -> tuple[WeightsVault, Catalogue]:
     settings = load_settings()
     catalogue = Catalogue.load(extra_files=[Path(path) for path in settings.weights_catalog])
     vault = WeightsVault(
-        settings.data_dir / "weights", settings.weights_sources, offline=settings.offline
+        settings.data_dir / "weights",
+        settings.weights_sources,
+        offline=settings.offline,
+        egress=settings.egress,
     )
     return vault, catalogue

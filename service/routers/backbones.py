@@ -12,11 +12,12 @@ from jobs.store import jobs
 from jobs.store.jobs import Job
 from models_cache.catalogue import BackboneInfo, WeightsInfo
 from models_cache.weights_errors import BackboneUnknown
+from service.callers import CallerDep
 from service.errors import AddressUnknown
 from service.json_body import json_body, json_request
 from service.recipe_schemas import parameters_model
 from service.schemas import DownloadRequest, Page
-from service.services import After, Limit, Services, ServicesDep, new_id
+from service.services import NEEDS_SPACE, After, Limit, Services, ServicesDep, new_id
 
 router = APIRouter(prefix="/v1", tags=["backbones"])
 
@@ -71,10 +72,12 @@ def get_backbone(services: ServicesDep, backbone: BackboneDep) -> dict[str, Any]
     "/backbones/{architecture}/download",
     status_code=202,
     openapi_extra=json_request(DownloadRequest, required=False),
+    dependencies=[NEEDS_SPACE],
 )
 def download(
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
     backbone: BackboneDep,
     body: Annotated[DownloadRequest, json_body(DownloadRequest, default=True)],
 ) -> dict[str, Any]:
@@ -82,10 +85,11 @@ def download(
     architecture = backbone.architecture
     services.catalogue.candidates(architecture, body.weights)
     spec = {"architecture": architecture, "weights": body.weights}
-    with services.database.write() as connection:
+    with services.database.write("download") as connection:
         waiting = jobs.unfinished_of_type(connection, "download")
         if all(job.spec != spec for job in waiting):
-            jobs.accept(connection, jobs.NewJob(id=new_id("job"), type="download", spec=spec))
+            new = jobs.NewJob(id=new_id("job"), type="download", spec=spec, project=caller.project)
+            jobs.accept(connection, new)
     response.headers["Location"] = f"/v1/backbones/{architecture}"
     return _backbone_body(services, backbone, _recent_downloads(services))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -25,10 +25,13 @@ from jobs.store import datasets, idempotency, jobs
 from jobs.store.datasets import Dataset
 from models_cache import durable
 from models_cache.blobs import Blob
+from service import quotas
+from service.callers import Caller, CallerDep
 from service.errors import NothingHere
 from service.pictures import as_png
 from service.schemas import DatasetBody, Page
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     IdPath,
@@ -68,20 +71,21 @@ _PICTURE_HEADERS = {
 }
 
 
-def dataset_of(services: ServicesDep, dataset_id: IdPath) -> Dataset:
+def dataset_of(services: ServicesDep, caller: CallerDep, dataset_id: IdPath) -> Dataset:
     """Return the data set of the path, or raise `DatasetNotFound`."""
     with services.database.read() as connection:
-        return datasets.get(connection, dataset_id)
+        return datasets.get(connection, dataset_id, caller.project)
 
 
 DatasetDep = Annotated[Dataset, Depends(dataset_of)]
 
 
-@router.post("", status_code=202, openapi_extra=_ARCHIVE_BODY)
+@router.post("", status_code=202, openapi_extra=_ARCHIVE_BODY, dependencies=[NEEDS_SPACE])
 async def create_dataset(
     request: Request,
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
     name: Annotated[str, Query(max_length=255)] = "dataset",
     labels: Annotated[
         Literal["required", "none"],
@@ -91,31 +95,37 @@ async def create_dataset(
 ) -> DatasetBody:
     """Upload labelled images (zip, tar, npz, HDF5): the raw bytes, or multipart field `file`."""
     name = checked_name(name, "/name")
-    target = Target(name, unlabelled=labels == "none")
+    target = Target(caller, name, unlabelled=labels == "none")
     return await _accept(request, response, services, target, idempotency_key)
 
 
-@router.post("/{dataset_id}/versions", status_code=202, openapi_extra=_ARCHIVE_BODY)
+@router.post(
+    "/{dataset_id}/versions",
+    status_code=202,
+    openapi_extra=_ARCHIVE_BODY,
+    dependencies=[NEEDS_SPACE],
+)
 async def create_version(
     request: Request,
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
     dataset: DatasetDep,
     idempotency_key: IdempotencyKey = None,
 ) -> DatasetBody:
     """Upload further images: a new immutable version holds the old and the new ones."""
     _require_ready(dataset)
-    target = Target(dataset.name, dataset.id)
+    target = Target(caller, dataset.name, dataset.id)
     return await _accept(request, response, services, target, idempotency_key)
 
 
 @router.get("")
 def list_datasets(
-    services: ServicesDep, limit: Limit = 20, after: After = None
+    services: ServicesDep, caller: CallerDep, limit: Limit = 20, after: After = None
 ) -> Page[DatasetBody]:
     """List data sets, newest first."""
     with services.database.read() as connection:
-        found = datasets.page(connection, limit + 1, after)
+        found = datasets.page(connection, limit + 1, after, caller.project)
     return Page.of([_body(dataset) for dataset in found], limit)
 
 
@@ -194,7 +204,7 @@ def get_thumbnail(services: ServicesDep, dataset: DatasetDep, image_id: IdPath) 
 @router.delete("/{dataset_id}", status_code=204)
 def delete_dataset(services: ServicesDep, dataset: DatasetDep) -> Response:
     """Delete a data set that no job works on; published models stay."""
-    with services.database.write() as connection:
+    with services.database.write("dataset_delete") as connection:
         using = jobs.unfinished_using(connection, dataset.id)
         using += datasets.versions_in_the_making(connection, dataset.id)
         if using:
@@ -208,8 +218,9 @@ def delete_dataset(services: ServicesDep, dataset: DatasetDep) -> Response:
 
 @dataclass(frozen=True)
 class Target:
-    """Which name a new version gets, whose images it keeps, and whether there are labels."""
+    """Whose data set, which name it gets, whose images it keeps, and whether there are labels."""
 
+    caller: Caller
     name: str
     parent: str | None = None
     unlabelled: bool = False
@@ -225,6 +236,7 @@ async def _accept(
     """Receive an archive, check it quickly, and put its rows on disk in one transaction."""
     settings = services.settings
     folder = settings.data_dir / "uploads"
+    await run_in_threadpool(require_room, services, target.caller, _declared_bytes(request))
     async with receive(request, folder, settings.max_upload_bytes) as upload:
         dataset = await run_in_threadpool(store, services, upload, target, idempotency_key)
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
@@ -241,38 +253,61 @@ def store(
         IdempotencyMismatch: The key was used for another request.
         InsufficientStorage: The disk is full.
     """
-    fingerprint = durable.sha256_of_bytes(
-        durable.canonical_json(["datasets", astuple(target), upload.sha256])
-    )
+    project = target.caller.project
+    asked = ["datasets", [target.name, target.parent, target.unlabelled], upload.sha256]
+    fingerprint = durable.sha256_of_bytes(durable.canonical_json(asked))
     if idempotency_key is not None:
         with services.database.read() as connection:
-            known = idempotency.find(connection, idempotency_key, fingerprint)
+            known = idempotency.find(connection, idempotency_key, fingerprint, project)
             if known is not None:
-                return datasets.get(connection, known)
+                return datasets.get(connection, known, project)
     quick_check(upload.path, services.settings.ingest_limits)
     archive = services.blobs.put_file(upload.path, upload.sha256)
-    with services.database.write() as connection:
+    with services.database.write("upload") as connection:
         dataset_id = idempotency.once(
-            connection, idempotency_key, fingerprint, lambda: _insert(connection, target, archive)
+            connection,
+            idempotency_key,
+            fingerprint,
+            lambda: _insert(connection, target, archive),
+            project,
         )
-        return datasets.get(connection, dataset_id)
+        return datasets.get(connection, dataset_id, project)
+
+
+def require_room(services: Services, caller: Caller, more_bytes: int) -> None:
+    """Refuse an upload before it comes, if it is clear by then that it cannot be kept.
+
+    Raises:
+        QuotaExceeded: The project has as many data sets or bytes as it may.
+    """
+    with services.database.read() as connection:
+        quotas.require_dataset(connection, caller, more_bytes)
+
+
+def _declared_bytes(request: Request) -> int:
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() and len(declared) < 18 else 0
 
 
 def _insert(connection: Connection, target: Target, archive: Blob) -> str:
     """Insert a data set and the job that checks it, unless the newest version is the same."""
+    project = target.caller.project
     if target.parent is not None:
-        _require_ready(datasets.get(connection, target.parent))
+        _require_ready(datasets.get(connection, target.parent, project))
     else:
-        newest = datasets.newest_of_name(connection, target.name)
+        newest = datasets.newest_of_name(connection, target.name, project)
         if newest is not None and _is_same(newest, archive):
             earlier = jobs.of_dataset(connection, newest.id, "ingest")
             if earlier is None or earlier.spec.get("unlabelled", False) == target.unlabelled:
                 return newest.id
+    quotas.require_dataset(connection, target.caller, archive.size_bytes)
     dataset_id = new_id("ds")
     kept = (archive.sha256, archive.size_bytes)
-    datasets.add(connection, dataset_id, target.name, kept, parent=target.parent)
+    datasets.add(connection, dataset_id, target.name, kept, parent=target.parent, project=project)
     spec = {"unlabelled": True} if target.unlabelled else {}
-    job = jobs.NewJob(id=new_id("job"), type="ingest", spec=spec, dataset_id=dataset_id)
+    job = jobs.NewJob(
+        id=new_id("job"), type="ingest", spec=spec, dataset_id=dataset_id, project=project
+    )
     jobs.accept(connection, job)
     return dataset_id
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Response
+from sqlalchemy import Connection
 from starlette.responses import FileResponse
 
 from jobs.exports import rows as exports
@@ -12,20 +13,26 @@ from jobs.exports.errors import ExportNotReady
 from jobs.states import TERMINAL, JobState
 from jobs.store import idempotency, jobs, models
 from jobs.store.jobs import Job
+from jobs.store.models import Version
 from models_cache.durable import canonical_json, sha256_of_bytes
+from service import quotas
+from service.callers import Caller, CallerDep
 from service.json_body import json_body, json_request
 from service.routers.jobs import error_of
 from service.routers.models import VersionPath
 from service.schemas import ExportBody, ExportRequest
-from service.services import IdempotencyKey, IdPath, NamePath, ServicesDep
+from service.services import NEEDS_SPACE, IdempotencyKey, IdPath, NamePath, Services, ServicesDep
 
 router = APIRouter(prefix="/v1/models/{name}/versions/{version}/exports", tags=["models"])
 
 
-@router.post("", status_code=202, openapi_extra=json_request(ExportRequest))
+@router.post(
+    "", status_code=202, openapi_extra=json_request(ExportRequest), dependencies=[NEEDS_SPACE]
+)
 def create_export(
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
     name: NamePath,
     version: VersionPath,
     body: Annotated[ExportRequest, json_body(ExportRequest)],
@@ -33,15 +40,16 @@ def create_export(
 ) -> ExportBody:
     """Export a version as ONNX or a `torch.export` archive; repeated, return what there is."""
     fingerprint = sha256_of_bytes(canonical_json(["exports", name, version, body.format]))
-    with services.database.write() as connection:
-        found = models.version(connection, name, version)
+    with services.database.write("export") as connection:
+        found = models.version(connection, name, version, caller.project)
         job_id = idempotency.once(
             connection,
             idempotency_key,
             fingerprint,
-            lambda: exports.ask(connection, found, body.format, services.blobs.exists).id,
+            lambda: _ask(services, connection, caller, found, body.format),
+            caller.project,
         )
-        job = jobs.get(connection, job_id)
+        job = jobs.get(connection, job_id, caller.project)
     response.status_code = 200 if job.status in TERMINAL else 202
     response.headers["Location"] = f"/v1/models/{name}/versions/{version}/exports/{job.id}"
     return _body(job)
@@ -49,18 +57,26 @@ def create_export(
 
 @router.get("/{export_id}")
 def get_export(
-    services: ServicesDep, name: NamePath, version: VersionPath, export_id: IdPath
+    services: ServicesDep,
+    caller: CallerDep,
+    name: NamePath,
+    version: VersionPath,
+    export_id: IdPath,
 ) -> ExportBody:
     """Return an export; it is a job of the same id, whose events and files tell more."""
-    return _body(_export(services, name, version, export_id))
+    return _body(_export(services, caller, name, version, export_id))
 
 
 @router.get("/{export_id}/file", response_class=FileResponse)
 def get_export_file(
-    services: ServicesDep, name: NamePath, version: VersionPath, export_id: IdPath
+    services: ServicesDep,
+    caller: CallerDep,
+    name: NamePath,
+    version: VersionPath,
+    export_id: IdPath,
 ) -> FileResponse:
     """Download an export's zip: graph, labels, model card, preprocessing, licence, example."""
-    job = _export(services, name, version, export_id)
+    job = _export(services, caller, name, version, export_id)
     if job.status is not JobState.SUCCEEDED or job.result is None:
         raise ExportNotReady(job.id, job.status.value)
     sha256 = job.result["file"]["sha256"]
@@ -74,9 +90,20 @@ def get_export_file(
     )
 
 
-def _export(services: ServicesDep, name: str, version: int, export_id: str) -> Job:
+def _ask(
+    services: Services, connection: Connection, caller: Caller, version: Version, format_name: str
+) -> str:
+    known = exports.find(connection, version, format_name, services.blobs.exists)
+    if known is None:
+        quotas.require_job(connection, caller)
+        known = exports.add(connection, version, format_name)
+    return known.id
+
+
+def _export(services: Services, caller: Caller, name: str, version: int, export_id: str) -> Job:
     with services.database.read() as connection:
-        return exports.get(connection, models.version(connection, name, version), export_id)
+        found = models.version(connection, name, version, caller.project)
+        return exports.get(connection, found, export_id)
 
 
 def _body(job: Job) -> ExportBody:

@@ -16,6 +16,7 @@ from jobs.store import datasets
 from jobs.store.models import Version
 from models_cache.errors import from_wire
 from models_cache.neighbours import nearest, unit_rows
+from service.callers import CallerDep
 from service.errors import IndexMissing
 from service.image_bodies import IMAGES_BODY, read_images
 from service.inference_client import FEATURES
@@ -30,12 +31,13 @@ router = APIRouter(prefix="/v1/models", tags=["predict"])
 async def embed(
     request: Request,
     services: ServicesDep,
+    caller: CallerDep,
     reference: ReferencePath,
     normalize: Annotated[bool, Query(description="Divide each embedding by its length.")] = False,
 ) -> dict[str, Any]:
     """Return the features of images, as the model's head sees them; the body is as of predict."""
     started = time.perf_counter()
-    version = await services.versions.find(reference)
+    version = await services.versions.find(reference, caller.project)
     found = await _features(request, services, version)
     if normalize:
         found = [
@@ -60,6 +62,7 @@ async def embed(
 async def similar(
     request: Request,
     services: ServicesDep,
+    caller: CallerDep,
     reference: ReferencePath,
     k: Annotated[int, Query(ge=1, le=100, description="Neighbours of each image.")] = 5,
     dataset: Annotated[
@@ -75,7 +78,7 @@ async def similar(
 ) -> dict[str, Any]:
     """Return the nearest images of a data set; its index is built at the first call."""
     started = time.perf_counter()
-    version = await services.versions.find(reference)
+    version = await services.versions.find(reference, caller.project)
     dataset_id, manifest = await run_in_threadpool(_images, services, version, dataset)
     found = await _features(request, services, version)
     rows = await services.indexer.rows(version, manifest)
@@ -102,7 +105,7 @@ async def similar(
 
 async def _features(request: Request, services: Services, version: Version) -> list[dict[str, Any]]:
     """Return `{"features"}` or `{"error"}` of each image of a request; one raw image must do."""
-    with services.predicting.reserve(1, version.name):
+    with services.predicting.reserve(1, version.owner):
         images, alone = await read_images(request)
         answer = await forward(request, services, version, images, FEATURES)
     found: list[dict[str, Any]] = []
@@ -147,7 +150,7 @@ def _images(services: Services, version: Version, dataset_id: str | None) -> tup
     if chosen is None:
         raise IndexMissing(version.name, version.version)
     with services.database.read() as connection:
-        dataset = datasets.get(connection, chosen)
+        dataset = datasets.get(connection, chosen, version.project)
     if dataset.status == "rejected":
         raise DatasetRejected(dataset.id)
     if dataset.manifest_sha256 is None:

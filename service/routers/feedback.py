@@ -16,6 +16,8 @@ from jobs.store.models import Version
 from models_cache import durable
 from models_cache.artifacts import MULTILABEL
 from models_cache.errors import from_wire
+from service import quotas
+from service.callers import Caller, CallerDep
 from service.errors import MediaTypeUnsupported, ValidationFailed
 from service.image_bodies import MAX_BODY_BYTES, decode_base64, read_images
 from service.inference_client import Wanted
@@ -28,6 +30,7 @@ from service.schemas import (
     Page,
 )
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     IdPath,
@@ -53,10 +56,13 @@ _BODY: dict[str, Any] = {
 }
 
 
-@router.post("/{reference}/feedback", status_code=201, openapi_extra=_BODY)
+@router.post(
+    "/{reference}/feedback", status_code=201, openapi_extra=_BODY, dependencies=[NEEDS_SPACE]
+)
 async def give_feedback(
     request: Request,
     services: ServicesDep,
+    caller: CallerDep,
     reference: ReferencePath,
     label: Annotated[
         list[str] | None,
@@ -64,8 +70,8 @@ async def give_feedback(
     ] = None,
 ) -> Page[FeedbackBody]:
     """Keep images with their right labels: one raw image with `?label=`, or JSON `inputs`."""
-    version = await services.versions.find(reference)
-    with services.predicting.reserve(1, version.name):
+    version = await services.versions.find(reference, caller.project)
+    with services.predicting.reserve(1, version.owner):
         labelled = await _read(request, label)
         for index, (_, labels) in enumerate(labelled):
             pointer = "/label" if label is not None else f"/inputs/{index}/label"
@@ -79,13 +85,14 @@ async def give_feedback(
             pointer = "" if label is not None else f"/inputs/{index}/b64"
             raise ValidationFailed.one(pointer, error.code, str(error))
     said = [_said(item) for item in answer["predictions"]]
-    kept = await run_in_threadpool(_keep, services, version, labelled, said)
+    kept = await run_in_threadpool(_keep, services, caller, version, labelled, said)
     return Page(data=[_body(item) for item in kept], has_more=False, next=None)
 
 
 @router.get("/{name}/feedback")
 def list_feedback(
     services: ServicesDep,
+    caller: CallerDep,
     name: NamePath,
     pending: Annotated[
         bool, Query(description="Only what no version of a data set has yet.")
@@ -95,16 +102,25 @@ def list_feedback(
 ) -> Page[FeedbackBody]:
     """List feedback about a model, oldest first."""
     with services.database.read() as connection:
-        models.get(connection, name)
-        found = feedback.page(connection, name, limit + 1, after, pending_only=pending)
+        models.get(connection, name, caller.project)
+        found = feedback.page(
+            connection,
+            name,
+            limit + 1,
+            after,
+            pending_only=pending,
+            project=caller.project,
+        )
     return Page.of([_body(item) for item in found], limit)
 
 
 @router.delete("/{name}/feedback/{feedback_id}", status_code=204)
-def delete_feedback(services: ServicesDep, name: NamePath, feedback_id: IdPath) -> Response:
+def delete_feedback(
+    services: ServicesDep, caller: CallerDep, name: NamePath, feedback_id: IdPath
+) -> Response:
     """Delete feedback that no version of a data set has yet."""
-    with services.database.write() as connection:
-        feedback.remove(connection, feedback_id, name)
+    with services.database.write("feedback_delete") as connection:
+        feedback.remove(connection, feedback_id, name, caller.project)
     return Response(status_code=204)
 
 
@@ -112,10 +128,12 @@ def delete_feedback(services: ServicesDep, name: NamePath, feedback_id: IdPath) 
     "/{reference}/feedback/apply",
     status_code=202,
     openapi_extra=json_request(ApplyFeedbackRequest, required=False),
+    dependencies=[NEEDS_SPACE],
 )
 def apply_feedback(
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
     reference: ReferencePath,
     body: Annotated[ApplyFeedbackRequest, json_body(ApplyFeedbackRequest, default=True)],
     idempotency_key: IdempotencyKey = None,
@@ -125,8 +143,12 @@ def apply_feedback(
         durable.canonical_json(["feedback", reference, body.model_dump(mode="json")])
     )
     with services.database.read() as connection:
-        known = idempotency_key and idempotency.find(connection, idempotency_key, fingerprint)
-    made = known or _apply(services, reference, body.retrain, (idempotency_key, fingerprint))
+        known = idempotency_key and idempotency.find(
+            connection, idempotency_key, fingerprint, caller.project
+        )
+    made = known or _apply(
+        services, caller, reference, body.retrain, (idempotency_key, fingerprint)
+    )
     dataset, job, count = made.split(" ")
     response.headers["Location"] = f"/v1/datasets/{dataset}"
     return ApplyFeedbackBody(dataset=dataset, job=None if job == "-" else job, images=int(count))
@@ -176,13 +198,18 @@ def _said(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep(
-    services: Services, version: Version, labelled: list[Labelled], said: list[dict[str, Any]]
+    services: Services,
+    caller: Caller,
+    version: Version,
+    labelled: list[Labelled],
+    said: list[dict[str, Any]],
 ) -> list[Feedback]:
     new = []
     for (image, labels), predicted in zip(labelled, said, strict=True):
         blob = services.blobs.put_bytes(image)
         item = NewFeedback(
             id=new_id("fb"),
+            project=version.project,
             model=version.name,
             version=version.version,
             image_sha256=blob.sha256,
@@ -191,19 +218,24 @@ def _keep(
             predicted=predicted,
         )
         new.append(item)
-    with services.database.write() as connection:
-        models.get(connection, version.name)  # it may have been deleted meanwhile
+    with services.database.write("feedback") as connection:
+        models.get(connection, version.name, version.project)  # it may have been deleted meanwhile
+        quotas.require_bytes(connection, caller, sum(item.image_bytes for item in new))
         feedback.add(connection, new)
-        return [feedback.get(connection, item.id) for item in new]
+        return [feedback.get(connection, item.id, item.project) for item in new]
 
 
 def _apply(
-    services: Services, reference: str, retrain: bool, request: tuple[str | None, str]
+    services: Services,
+    caller: Caller,
+    reference: str,
+    retrain: bool,
+    request: tuple[str | None, str],
 ) -> str:
     """Write the archive, then every row in one transaction; return what the answer says."""
-    version = services.versions.read(reference)
+    version = services.versions.read(reference, caller.project)
     with services.database.read() as connection:
-        items = feedback.pending(connection, version.name)
+        items = feedback.pending(connection, version.name, version.project)
         parent = applying.parent_of(connection, version)
     if not items:
         raise FeedbackMissing(version.name)
@@ -218,11 +250,14 @@ def _apply(
     ids = (new_id("ds"), new_id("job"), new_id("job") if retrain else None)
 
     def insert() -> str:
+        quotas.require_dataset(connection, caller, archive.size_bytes)
+        if retrain:
+            quotas.require_job(connection, caller)
         applying.accept(connection, version, items, archive, ids)
         return f"{ids[0]} {ids[2] or '-'} {len(items)}"
 
-    with services.database.write() as connection:
-        return idempotency.once(connection, *request, insert)
+    with services.database.write("apply_feedback") as connection:
+        return idempotency.once(connection, *request, insert, caller.project)
 
 
 def _body(item: Feedback) -> FeedbackBody:

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from models_cache.errors import from_wire
 from service import schemas
+from service.callers import CallerDep
 from service.errors import ValidationFailed
 from service.image_bodies import MAX_BODY_BYTES, decode_base64
 from service.inference_client import Wanted
@@ -61,12 +62,16 @@ _TASK_BODY: dict[str, Any] = {
 
 @router.post("/{reference}", openapi_extra=_TASK_BODY)
 async def classify(
-    request: Request, response: Response, services: ServicesDep, reference: ReferencePath
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    caller: CallerDep,
+    reference: ReferencePath,
 ) -> list[LabelScore]:
     """Classify one image: raw bytes of any content type, or base64 in JSON with parameters."""
     started = time.perf_counter()
-    version = await services.versions.find(reference)
-    with services.predicting.reserve(1, version.name):
+    version = await services.versions.find(reference, caller.project)
+    with services.predicting.reserve(1, version.owner):
         image, parameters = await _read(request)
         function = parameters.function_to_apply
         wanted = Wanted(logits=function is not None)

@@ -9,49 +9,43 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, StreamingResponse
 
 from jobs import lifecycle
-from jobs.datasets.manifest import UNLABELLED
 from jobs.errors import (
-    DatasetRejected,
-    DatasetUnlabelled,
     IllegalTransition,
     JobNotEnded,
     RetryExists,
 )
-from jobs.reproduction import spec_of_reproduction
 from jobs.run_files import list_run_files, open_run_file
 from jobs.states import TERMINAL, JobEvent, JobState
-from jobs.store import datasets, events, idempotency, jobs
-from jobs.store.datasets import Dataset
+from jobs.store import events, jobs
 from jobs.store.jobs import Job
-from models_cache import durable
-from service.batch_schemas import batch_reference, batch_spec
-from service.errors import NothingHere, ValidationFailed
+from service import quotas
+from service.callers import CallerDep
+from service.errors import NothingHere
 from service.event_stream import stream_events
 from service.json_body import json_body, json_request
-from service.race_schemas import race_spec
-from service.recipe_schemas import check_parameters
+from service.receivers import webhook_body
 from service.schemas import EventBody, FileBody, JobBody, JobRequest, Page, RetryRequest
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     IdPath,
     Limit,
     Services,
     ServicesDep,
-    model_name_from,
-    new_id,
     remove_run_folders,
 )
+from service.submission import accept, accept_retry
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _LONGEST_WAIT_SECONDS = 120.0
 _POLL_SECONDS = 0.05
+_BESIDE_SPEC = ("metadata", "webhook")  # told as fields of their own
 #: Where what was asked for is already done, or under way.
 _DONE = {
     JobEvent.CANCEL: (JobState.CANCELLING, JobState.CANCELLED),
@@ -61,36 +55,41 @@ _DONE = {
 _WAIT_PREFERENCE = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")
 
 
-def job_of(services: ServicesDep, job_id: IdPath) -> Job:
+def job_of(services: ServicesDep, caller: CallerDep, job_id: IdPath) -> Job:
     """Return the job of the path, or raise `JobNotFound`."""
     with services.database.read() as connection:
-        return jobs.get(connection, job_id)
+        return jobs.get(connection, job_id, caller.project)
 
 
 JobDep = Annotated[Job, Depends(job_of)]
 
 
-@router.post("", status_code=202, openapi_extra=json_request(JobRequest))
+@router.post(
+    "", status_code=202, openapi_extra=json_request(JobRequest), dependencies=[NEEDS_SPACE]
+)
 async def create_job(
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
     body: Annotated[JobRequest, json_body(JobRequest)],
     idempotency_key: IdempotencyKey = None,
     prefer: Annotated[str | None, Header(description="`wait=N`: wait up to N seconds.")] = None,
 ) -> JobBody:
     """Queue a job; with `Prefer: wait=N` the answer comes at its end or after N seconds."""
-    job = await run_in_threadpool(accept, services, body, idempotency_key)
+    accepted = await run_in_threadpool(accept, services, caller, body, idempotency_key)
+    job = accepted.job
     wait_seconds = _preferred_wait(prefer)
     if wait_seconds:
         response.headers["Preference-Applied"] = f"wait={wait_seconds:.0f}"
         job = await wait_for_end(services, job, wait_seconds)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return await run_in_threadpool(_placed, services, job)
+    return await run_in_threadpool(_placed, services, job, accepted.secret)
 
 
 @router.get("")
 def list_jobs(
     services: ServicesDep,
+    caller: CallerDep,
     status: Annotated[JobState | None, Query()] = None,
     job_type: Annotated[str | None, Query(alias="type", pattern=r"^[a-z_]{1,32}$")] = None,
     limit: Limit = 20,
@@ -98,7 +97,14 @@ def list_jobs(
 ) -> Page[JobBody]:
     """List jobs, newest first."""
     with services.database.read() as connection:
-        found = jobs.page(connection, limit + 1, after, status=status, job_type=job_type)
+        found = jobs.page(
+            connection,
+            limit + 1,
+            after,
+            status=status,
+            job_type=job_type,
+            project=caller.project,
+        )
         bodies = [_body(job, jobs.queue_position(connection, job)) for job in found]
     return Page.of(bodies, limit)
 
@@ -131,9 +137,11 @@ def resume_job(services: ServicesDep, job: JobDep) -> JobBody:
     "/{job_id}/retry",
     status_code=202,
     openapi_extra=json_request(RetryRequest, required=False),
+    dependencies=[NEEDS_SPACE],
 )
 def retry_job(
     services: ServicesDep,
+    caller: CallerDep,
     response: Response,
     job: JobDep,
     body: Annotated[RetryRequest, json_body(RetryRequest, default=True)],
@@ -143,10 +151,11 @@ def retry_job(
         raise IllegalTransition(job.id, f"an internal {job.type}", "retry")
     if job.status not in TERMINAL:
         raise JobNotEnded(job.id, job.status.value)
-    with services.database.write() as connection:
+    with services.database.write("retry") as connection:
         again = jobs.find_retry(connection, job.id)
         if again is None:
-            again = _accept_retry(connection, job, body.reproduce)
+            quotas.require_job(connection, caller)
+            again = accept_retry(connection, job, body.reproduce)
         elif ("reproduce" in again.spec) != body.reproduce:
             raise RetryExists(job.id, again.id, "on" if "reproduce" in again.spec else "off")
     response.headers["Location"] = f"/v1/jobs/{again.id}"
@@ -154,10 +163,10 @@ def retry_job(
 
 
 @router.delete("/{job_id}", status_code=204)
-def delete_job(services: ServicesDep, job_id: IdPath) -> Response:
+def delete_job(services: ServicesDep, caller: CallerDep, job_id: IdPath) -> Response:
     """Delete an ended job and its log; a model it published stays, an export goes."""
-    with services.database.write() as connection:
-        jobs.remove(connection, job_id)
+    with services.database.write("job_delete") as connection:
+        jobs.remove(connection, job_id, caller.project)
     remove_run_folders(services, [job_id])
     return Response(status_code=204)
 
@@ -176,7 +185,7 @@ async def get_events(
     """Return a page of the job's log; with `Accept: text/event-stream`, the log as it grows."""
     if "text/event-stream" in request.headers.get("accept", ""):
         start = int(last_event_id) if last_event_id is not None else after
-        stream = stream_events(services.database, job.id, start, request.is_disconnected)
+        stream = stream_events(services.database, job, start, request.is_disconnected)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
     page = await run_in_threadpool(_event_page, services, job.id, after, limit)
@@ -209,85 +218,6 @@ def _run_folder(services: Services, job: Job) -> pathlib.Path:
     return services.settings.data_dir / "runs" / job.id
 
 
-def accept(services: Services, body: JobRequest, idempotency_key: str | None) -> Job:
-    """Check a request completely, then put the job and its key on disk in one transaction.
-
-    Raises:
-        ValidationFailed, RecipeError, WeightsError: Something of it is unknown or out of bounds.
-        DatasetNotFound, DatasetRejected: There is nothing to train on.
-        IdempotencyMismatch: The key was used for another request.
-    """
-    fingerprint = durable.sha256_of_bytes(
-        durable.canonical_json(["jobs", body.model_dump(mode="json")])
-    )
-    spec = _checked_spec(services, body)
-    with services.database.write() as connection:
-        job_id = idempotency.once(
-            connection, idempotency_key, fingerprint, lambda: _insert(connection, body, spec)
-        )
-        return jobs.get(connection, job_id)
-
-
-def _insert(connection: Connection, body: JobRequest, spec: dict[str, Any]) -> str:
-    dataset = datasets.get(connection, body.dataset)
-    _require_usable(dataset, body.type)
-    model = spec.get("model")
-    if body.type == "fine_tune":
-        model = body.model or model_name_from(dataset.name)
-    new = jobs.NewJob(
-        id=new_id("job"),
-        type=body.type,
-        spec={**spec, "model": model},
-        priority=body.priority,
-        dataset_id=dataset.id,
-        model=model,
-    )
-    return jobs.accept(connection, new).id
-
-
-def _accept_retry(connection: Connection, job: Job, reproduce: bool) -> Job:
-    original = {key: value for key, value in job.spec.items() if key != "reproduce"}
-    new = jobs.NewJob(
-        id=new_id("job"),
-        type=job.type,
-        spec=spec_of_reproduction(job) if reproduce else original,
-        priority=job.priority,
-        dataset_id=job.dataset_id,
-        model=job.model,
-        retry_of=job.id,
-    )
-    if job.dataset_id is not None:
-        _require_usable(datasets.get(connection, job.dataset_id), job.type)
-    return jobs.accept(connection, new)
-
-
-def _require_usable(dataset: Dataset, job_type: str) -> None:
-    if dataset.status == "rejected":
-        raise DatasetRejected(dataset.id)
-    if dataset.task == UNLABELLED and job_type != "batch_predict":
-        raise DatasetUnlabelled(sum(s["images"] for s in (dataset.splits or {}).values()))
-
-
-def _checked_spec(services: Services, body: JobRequest) -> dict[str, Any]:
-    if body.type == "race":
-        return race_spec(services.catalogue, services.vault, body)
-    if body.type == "batch_predict":
-        return batch_spec(body, services.versions.read(batch_reference(body)))
-    if body.type != "fine_tune":
-        offered = "exports are at POST /v1/models/{name}/versions/{version}/exports"
-        raise ValidationFailed.one("/type", "not-offered", f"not offered here; {offered}")
-    if body.model is not None and "@" in body.model:
-        raise ValidationFailed.one("/model", "not-a-name", "a new version has no number yet")
-    check_parameters(body.recipe, body.parameters)
-    services.catalogue.backbone(body.backbone)
-    spec = body.model_dump(mode="json", exclude={"webhook", "priority"})
-    if body.recipe == "scratch":
-        return {**spec, "weights": None}
-    if body.weights != "DEFAULT":
-        services.catalogue.candidates(body.backbone, body.weights)
-    return spec
-
-
 def ask(services: Services, job: Job, event: JobEvent) -> Job:
     """Move a job if its state allows; a repeated request finds it done and changes nothing.
 
@@ -295,8 +225,8 @@ def ask(services: Services, job: Job, event: JobEvent) -> Job:
         JobNotFound: It was deleted meanwhile.
         IllegalTransition: It cannot do that in its state.
     """
-    with services.database.write() as connection:
-        current = jobs.get(connection, job.id)
+    with services.database.write(event.value) as connection:
+        current = jobs.get(connection, job.id, job.project)
         if current.status in _DONE[event]:
             return current
         return lifecycle.move(connection, current, event)
@@ -312,7 +242,7 @@ async def wait_for_end(services: Services, job: Job, wait_seconds: float) -> Job
 
     def look() -> Job:
         with services.database.read() as connection:
-            return jobs.get(connection, job.id)
+            return jobs.get(connection, job.id, job.project)
 
     deadline = time.monotonic() + wait_seconds
     while job.status not in TERMINAL and time.monotonic() < deadline:
@@ -330,15 +260,15 @@ def _event_page(services: Services, job_id: str, after: int, limit: int) -> Page
     return Page(data=shown, has_more=more, next=str(shown[-1].seq) if more else None)
 
 
-def _placed(services: Services, job: Job) -> JobBody:
+def _placed(services: Services, job: Job, secret: str | None = None) -> JobBody:
     """Return a job's body with its place in the queue."""
     if job.status is not JobState.QUEUED:
-        return _body(job, None)
+        return _body(job, None, secret)
     with services.database.read() as connection:
-        return _body(job, jobs.queue_position(connection, job))
+        return _body(job, jobs.queue_position(connection, job), secret)
 
 
-def _body(job: Job, position: int | None) -> JobBody:
+def _body(job: Job, position: int | None, secret: str | None = None) -> JobBody:
     return JobBody(
         id=job.id,
         type=job.type,
@@ -346,7 +276,7 @@ def _body(job: Job, position: int | None) -> JobBody:
         phase=job.phase,
         queue_position=position,
         progress=job.progress,
-        spec={key: value for key, value in job.spec.items() if key != "metadata"},
+        spec={key: value for key, value in job.spec.items() if key not in _BESIDE_SPEC},
         resolved=job.resolved,
         metrics=job.metrics,
         resources=job.resources,
@@ -355,6 +285,7 @@ def _body(job: Job, position: int | None) -> JobBody:
         result=job.result,
         error=error_of(job),
         metadata=job.spec.get("metadata", {}),
+        webhook=webhook_body(job, secret),
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,

@@ -20,6 +20,7 @@ from jobs.store.models import LATEST_ALIAS, Model, NewVersion, Version
 from jobs.store.shadows import Compared
 from models_cache.artifacts import EVALUATION_FILE, Artifact
 from models_cache.durable import canonical_json, sha256_of_bytes
+from service.callers import CallerDep
 from service.errors import NothingHere
 from service.json_body import json_body, json_request
 from service.schemas import (
@@ -33,6 +34,7 @@ from service.schemas import (
     VersionBody,
 )
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     Limit,
@@ -59,33 +61,36 @@ _CHUNK_BYTES = 1 << 20
 
 
 @router.get("")
-def list_models(services: ServicesDep, limit: Limit = 20, after: After = None) -> Page[ModelBody]:
+def list_models(
+    services: ServicesDep, caller: CallerDep, limit: Limit = 20, after: After = None
+) -> Page[ModelBody]:
     """List models by name."""
     with services.database.read() as connection:
-        found = models.page(connection, limit + 1, after)
-        served = models.defaults(connection, [model.name for model in found])
+        found = models.page(connection, limit + 1, after, caller.project)
+        served = models.defaults(connection, [model.name for model in found], caller.project)
     bodies = [_model_body(model, served.get(model.name)) for model in found]
     return Page.of(bodies, limit)
 
 
 @router.get("/{name}")
-def get_model(services: ServicesDep, name: NamePath) -> ModelBody:
+def get_model(services: ServicesDep, caller: CallerDep, name: NamePath) -> ModelBody:
     """Return a model with its versions and aliases."""
     with services.database.read() as connection:
-        model = models.get(connection, name)
-        return _model_body(model, models.defaults(connection, [name]).get(name))
+        model = models.get(connection, name, caller.project)
+        return _model_body(model, models.defaults(connection, [name], caller.project).get(name))
 
 
 @router.delete("/{name}", status_code=204, responses={200: {"model": Deleted}})
 def delete_model(
     services: ServicesDep,
+    caller: CallerDep,
     name: NamePath,
     accept: Annotated[str, Header(description="With `application/json` the answer is 200.")] = "",
 ) -> Response:
     """Delete a model with its exports; requests under way are answered, later ones find nothing."""
-    with services.database.write() as connection:
-        found = models.versions(connection, name)
-        models.remove(connection, name)
+    with services.database.write("model_delete") as connection:
+        found = models.versions(connection, name, caller.project)
+        models.remove(connection, name, caller.project)
         exported = _remove_exports(connection, found)
     remove_run_folders(services, exported)
     if "application/json" not in accept:
@@ -94,20 +99,21 @@ def delete_model(
 
 
 @router.get("/{name}/versions")
-def list_versions(services: ServicesDep, name: NamePath) -> Page[VersionBody]:
+def list_versions(services: ServicesDep, caller: CallerDep, name: NamePath) -> Page[VersionBody]:
     """List the versions of a model, oldest first."""
     with services.database.read() as connection:
-        aliases = models.get(connection, name).aliases
-        found = models.versions(connection, name)
+        aliases = models.get(connection, name, caller.project).aliases
+        found = models.versions(connection, name, caller.project)
     data = [_version_body(version, aliases) for version in found]
     return Page(data=data, has_more=False, next=None)
 
 
-@router.post("/{name}/versions", status_code=201)
+@router.post("/{name}/versions", status_code=201, dependencies=[NEEDS_SPACE])
 async def import_version(
     request: Request,
     response: Response,
     services: ServicesDep,
+    caller: CallerDep,
     name: NamePath,
     idempotency_key: IdempotencyKey = None,
 ) -> VersionBody:
@@ -117,35 +123,42 @@ async def import_version(
         artifact = await run_in_threadpool(unpack_artifact, services.blobs, upload.path)
     # Loaded before it is published: the golden outputs must be reproduced.
     await services.inference.load(artifact.digest)
-    body = await run_in_threadpool(_publish, services, name, artifact, idempotency_key)
+    new = _new_version(caller.project, name, artifact)
+    body = await run_in_threadpool(_publish, services, new, idempotency_key)
     response.headers["Location"] = f"/v1/models/{name}/versions/{body.version}"
     return body
 
 
 @router.get("/{name}/versions/{version}")
-def get_version(services: ServicesDep, name: NamePath, version: VersionPath) -> VersionBody:
+def get_version(
+    services: ServicesDep, caller: CallerDep, name: NamePath, version: VersionPath
+) -> VersionBody:
     """Return one version."""
     with services.database.read() as connection:
-        found = models.version(connection, name, version)
-        return _version_body(found, models.aliases_of(connection, name))
+        found = models.version(connection, name, version, caller.project)
+        return _version_body(found, models.aliases_of(connection, name, caller.project))
 
 
 @router.delete("/{name}/versions/{version}", status_code=204)
-def delete_version(services: ServicesDep, name: NamePath, version: VersionPath) -> Response:
+def delete_version(
+    services: ServicesDep, caller: CallerDep, name: NamePath, version: VersionPath
+) -> Response:
     """Delete a version that no alias points to, and its exports; its number is not used again."""
-    with services.database.write() as connection:
-        found = models.version(connection, name, version)
-        models.remove_version(connection, name, version)
+    with services.database.write("version_delete") as connection:
+        found = models.version(connection, name, version, caller.project)
+        models.remove_version(connection, name, version, caller.project)
         exported = _remove_exports(connection, [found])
     remove_run_folders(services, exported)
     return Response(status_code=204)
 
 
 @router.get("/{name}/versions/{version}/archive", response_class=StreamingResponse)
-def get_archive(services: ServicesDep, name: NamePath, version: VersionPath) -> StreamingResponse:
+def get_archive(
+    services: ServicesDep, caller: CallerDep, name: NamePath, version: VersionPath
+) -> StreamingResponse:
     """Download the artifact as a zip: weights, labels, preprocessing, metrics, lineage."""
     with services.database.read() as connection:
-        found = models.version(connection, name, version)
+        found = models.version(connection, name, version, caller.project)
     # A file without a name: nothing is left, whatever becomes of the client.
     archive = tempfile.TemporaryFile(dir=services.settings.data_dir)  # noqa: SIM115 - closed below
     try:
@@ -166,11 +179,11 @@ def get_archive(services: ServicesDep, name: NamePath, version: VersionPath) -> 
 
 @router.get("/{name}/versions/{version}/files/{file}", response_class=FileResponse)
 def get_file(
-    services: ServicesDep, name: NamePath, version: VersionPath, file: FilePath
+    services: ServicesDep, caller: CallerDep, name: NamePath, version: VersionPath, file: FilePath
 ) -> FileResponse:
     """Return one file of the artifact: the model card `README.md`, a plot, the weights."""
     with services.database.read() as connection:
-        found = models.version(connection, name, version)
+        found = models.version(connection, name, version, caller.project)
     if file not in found.files:
         raise NothingHere
     sha256 = str(found.files[file]["sha256"])
@@ -182,10 +195,12 @@ def get_file(
 
 
 @router.get("/{name}/versions/{version}/evaluation")
-def get_evaluation(services: ServicesDep, name: NamePath, version: VersionPath) -> dict[str, Any]:
+def get_evaluation(
+    services: ServicesDep, caller: CallerDep, name: NamePath, version: VersionPath
+) -> dict[str, Any]:
     """Return the evaluation: figures with intervals, per class, per image, and calibration."""
     with services.database.read() as connection:
-        found = models.version(connection, name, version)
+        found = models.version(connection, name, version, caller.project)
     if found.evaluation_sha256 is None:
         raise NothingHere
     evaluation: dict[str, Any] = json.loads(services.blobs.read(found.evaluation_sha256))
@@ -195,30 +210,40 @@ def get_evaluation(services: ServicesDep, name: NamePath, version: VersionPath) 
 @router.put("/{name}/aliases/{alias}", openapi_extra=json_request(AliasRequest))
 def put_alias(
     services: ServicesDep,
+    caller: CallerDep,
     name: NamePath,
     alias: AliasPath,
     body: Annotated[AliasRequest, json_body(AliasRequest)],
 ) -> AliasBody:
     """Point an alias to a version: promotion and rollback; `if_current` makes it a swap."""
-    with services.database.write() as connection:
-        models.set_alias(connection, name, alias, body.version, if_current=body.if_current)
+    with services.database.write("alias_put") as connection:
+        models.set_alias(
+            connection,
+            name,
+            alias,
+            body.version,
+            if_current=body.if_current,
+            project=caller.project,
+        )
     return AliasBody(model=name, alias=alias, version=body.version)
 
 
 @router.delete("/{name}/aliases/{alias}", status_code=204)
-def delete_alias(services: ServicesDep, name: NamePath, alias: AliasPath) -> Response:
+def delete_alias(
+    services: ServicesDep, caller: CallerDep, name: NamePath, alias: AliasPath
+) -> Response:
     """Remove an alias; the version it points to stays. `default` and `latest` cannot go."""
-    with services.database.write() as connection:
-        models.remove_alias(connection, name, alias)
+    with services.database.write("alias_delete") as connection:
+        models.remove_alias(connection, name, alias, caller.project)
     return Response(status_code=204)
 
 
 @router.get("/{name}/shadow")
-def get_shadow(services: ServicesDep, name: NamePath) -> ShadowBody:
+def get_shadow(services: ServicesDep, caller: CallerDep, name: NamePath) -> ShadowBody:
     """Return how the version of alias `shadow`, and earlier ones, answered beside others."""
     with services.database.read() as connection:
-        aliases = models.get(connection, name).aliases
-        found = shadows.of_model(connection, name)
+        aliases = models.get(connection, name, caller.project).aliases
+        found = shadows.of_model(connection, name, caller.project)
     return ShadowBody(
         model=name,
         version=aliases.get(ALIAS),
@@ -247,12 +272,10 @@ def _remove_exports(connection: Connection, versions: Iterable[Version]) -> list
     return [job_id for version in versions for job_id in exports.remove_all(connection, version)]
 
 
-def _publish(
-    services: Services, name: str, artifact: Artifact, idempotency_key: str | None
-) -> VersionBody:
+def _new_version(project: str, name: str, artifact: Artifact) -> NewVersion:
     facts, evaluation = artifact.facts, artifact.files.get(EVALUATION_FILE)
-    fingerprint = sha256_of_bytes(canonical_json(["models", name, artifact.digest]))
-    new = NewVersion(
+    return NewVersion(
+        project=project,
         name=name,
         artifact_digest=artifact.digest,
         files=artifact.files_as_json(),
@@ -262,12 +285,21 @@ def _publish(
         metrics=dict(facts.metrics),
         evaluation_sha256=None if evaluation is None else evaluation.sha256,
     )
-    with services.database.write() as connection:
+
+
+def _publish(services: Services, new: NewVersion, idempotency_key: str | None) -> VersionBody:
+    fingerprint = sha256_of_bytes(canonical_json(["models", new.name, new.artifact_digest]))
+    with services.database.write("import") as connection:
         made = idempotency.once(
-            connection, idempotency_key, fingerprint, lambda: _insert(connection, new)
+            connection,
+            idempotency_key,
+            fingerprint,
+            lambda: _insert(connection, new),
+            new.project,
         )
-        version = models.version(connection, name, int(made.rpartition("@")[2]))
-        return _version_body(version, models.aliases_of(connection, name))
+        number = int(made.rpartition("@")[2])
+        version = models.version(connection, new.name, number, new.project)
+        return _version_body(version, models.aliases_of(connection, new.name, new.project))
 
 
 def _insert(connection: Connection, new: NewVersion) -> str:

@@ -12,6 +12,7 @@ from jobs.store import models
 from jobs.store.models import Version
 from models_cache.artifacts import parse_artifact
 from models_cache.errors import InferenceUnavailable
+from service.callers import CallerDep
 from service.errors import MediaTypeUnsupported, NotReady, ValidationFailed
 from service.image_bodies import MAX_BODY_BYTES
 from service.inference_client import Wanted
@@ -47,17 +48,20 @@ _INFER_BODY: dict[str, Any] = {
 }
 
 
-async def version_of(services: ServicesDep, reference: ReferencePath) -> Version:
+async def version_of(services: ServicesDep, caller: CallerDep, reference: ReferencePath) -> Version:
     """Return the version that a path without a number means now."""
-    return await services.versions.find(reference)
+    return await services.versions.find(reference, caller.project)
 
 
 def numbered_version_of(
-    services: ServicesDep, name: NamePath, number: Annotated[int, Path(ge=1, le=2**31 - 1)]
+    services: ServicesDep,
+    caller: CallerDep,
+    name: NamePath,
+    number: Annotated[int, Path(ge=1, le=2**31 - 1)],
 ) -> Version:
     """Return the version of a path with a number."""
     with services.database.read() as connection:
-        return models.version(connection, name, number)
+        return models.version(connection, name, number, caller.project)
 
 
 VersionDep = Annotated[Version, Depends(version_of)]
@@ -135,7 +139,7 @@ def _metadata(services: Services, version: Version) -> dict[str, Any]:
     facts = parse_artifact(services.blobs.read(version.artifact_digest)).facts
     size_px = facts.preprocessing.crop_px
     with services.database.read() as connection:
-        numbers = models.get(connection, version.name).versions
+        numbers = models.get(connection, version.name, version.project).versions
     shapes = {IMAGE: [-1], PIXELS: [-1, 3, size_px, size_px]}
     return {
         "name": version.name,
@@ -166,7 +170,7 @@ async def _answer(
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise MediaTypeUnsupported(f"packed by {encoding[:20]}", "the body as it is")
-    with services.predicting.reserve(1, version.name):
+    with services.predicting.reserve(1, version.owner):
         body = await read_body(request, _MAX_INFER_BYTES)
         asked = await run_in_threadpool(parse_infer, body, json_bytes)
         wanted = Wanted(logits=True, preprocessed=asked.preprocessed)

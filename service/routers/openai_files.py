@@ -10,12 +10,13 @@ from starlette.responses import FileResponse
 
 from jobs.store import datasets
 from jobs.store.datasets import Dataset
+from service.callers import Caller, CallerDep
 from service.errors import ValidationFailed
 from service.openai_schemas import FINE_TUNE, FileObject
 from service.openai_shapes import file_object
-from service.routers.datasets import DatasetDep, Target, delete_dataset, store
+from service.routers.datasets import DatasetDep, Target, delete_dataset, require_room, store
 from service.schemas import Deleted, Page
-from service.services import After, IdempotencyKey, ServicesDep, checked_name
+from service.services import NEEDS_SPACE, After, IdempotencyKey, ServicesDep, checked_name
 from service.uploads import Form, receive
 
 router = APIRouter(prefix="/v1/files", tags=["openai files"])
@@ -42,18 +43,22 @@ _FILE_BODY: dict[str, Any] = {
 }
 
 
-@router.post("", openapi_extra=_FILE_BODY)
+@router.post("", openapi_extra=_FILE_BODY, dependencies=[NEEDS_SPACE])
 async def create_file(
-    request: Request, services: ServicesDep, idempotency_key: IdempotencyKey = None
+    request: Request,
+    services: ServicesDep,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> FileObject:
     """Upload an archive of labelled images: multipart `file` and `purpose` (`fine-tune`)."""
     settings = services.settings
+    await run_in_threadpool(require_room, services, caller, 0)
     async with receive(
         request, settings.data_dir / "uploads", settings.max_upload_bytes, _FORM
     ) as upload:
         if upload.texts.get("purpose") != FINE_TUNE:
             raise ValidationFailed.one("/purpose", "not-offered", f"must be {FINE_TUNE}")
-        target = target_of(upload.file_name or "dataset")
+        target = target_of(caller, upload.file_name or "dataset")
         dataset = await run_in_threadpool(store, services, upload, target, idempotency_key)
     return file_object(dataset)
 
@@ -61,6 +66,7 @@ async def create_file(
 @router.get("")
 def list_files(
     services: ServicesDep,
+    caller: CallerDep,
     limit: CursorLimit = 100,
     after: After = None,
     purpose: Annotated[str, Query(max_length=64)] = FINE_TUNE,
@@ -71,7 +77,7 @@ def list_files(
     found: list[Dataset] = []
     if purpose == FINE_TUNE:
         with services.database.read() as connection:
-            found = datasets.page(connection, shown + 1, after)
+            found = datasets.page(connection, shown + 1, after, caller.project)
     return Page.of([file_object(dataset) for dataset in found], shown)
 
 
@@ -99,6 +105,6 @@ def get_content(services: ServicesDep, dataset: DatasetDep) -> FileResponse:
     )
 
 
-def target_of(file_name: str) -> Target:
+def target_of(caller: Caller, file_name: str) -> Target:
     """Return the data set that a file of that name becomes: it has the same name."""
-    return Target(checked_name(file_name.replace("\\", "/").rpartition("/")[2], "/file"))
+    return Target(caller, checked_name(file_name.replace("\\", "/").rpartition("/")[2], "/file"))

@@ -15,6 +15,7 @@ from jobs.store import datasets, events, jobs, models
 from jobs.store.database import utc_now
 from jobs.store.jobs import Job
 from jobs.store.models import Version
+from service.callers import CallerDep
 from service.errors import ValidationFailed
 from service.json_body import json_body, json_request
 from service.openai_hyperparameters import hyperparameters_of, parameters_of, recipe_for
@@ -25,10 +26,12 @@ from service.openai_schemas import (
     FineTuningRequest,
 )
 from service.openai_shapes import checkpoint_object, event_object, job_object
-from service.routers.jobs import accept, ask, wait_for_end
+from service.receivers import webhook_body
+from service.routers.jobs import ask, wait_for_end
 from service.routers.openai_files import MAX_PAGE, CursorLimit
 from service.schemas import JobRequest, Page
 from service.services import (
+    NEEDS_SPACE,
     After,
     IdempotencyKey,
     IdPath,
@@ -36,6 +39,7 @@ from service.services import (
     ServicesDep,
     model_name_from,
 )
+from service.submission import accept
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai fine-tuning"])
 
@@ -43,10 +47,10 @@ _STOP_SECONDS = 5.0  # a running job is stopped within two
 _ARCHIVE_ENDING = re.compile(r"\.(zip|tar|tar\.gz|tgz|npz|h5|hdf5)$", re.IGNORECASE)
 
 
-def job_of(services: ServicesDep, job_id: IdPath) -> Job:
+def job_of(services: ServicesDep, caller: CallerDep, job_id: IdPath) -> Job:
     """Return the fine-tuning job of the path, or raise `JobNotFound`; others have no such shape."""
     with services.database.read() as connection:
-        job = jobs.get(connection, job_id)
+        job = jobs.get(connection, job_id, caller.project)
     if job.type != "fine_tune":
         raise JobNotFound(job_id)
     return job
@@ -55,9 +59,10 @@ def job_of(services: ServicesDep, job_id: IdPath) -> Job:
 JobDep = Annotated[Job, Depends(job_of)]
 
 
-@router.post("", openapi_extra=json_request(FineTuningRequest))
+@router.post("", openapi_extra=json_request(FineTuningRequest), dependencies=[NEEDS_SPACE])
 def create_job(
     services: ServicesDep,
+    caller: CallerDep,
     body: Annotated[FineTuningRequest, json_body(FineTuningRequest)],
     idempotency_key: IdempotencyKey = None,
 ) -> FineTuningJobObject:
@@ -68,7 +73,7 @@ def create_job(
     hyperparameters = hyperparameters_of(body)
     recipe = body.recipe or recipe_for(hyperparameters)
     with services.database.read() as connection:
-        name = datasets.get(connection, body.training_file).name
+        name = datasets.get(connection, body.training_file, caller.project).name
     request = JobRequest(
         dataset=body.training_file,
         backbone=body.model,
@@ -77,20 +82,29 @@ def create_job(
         model=body.suffix or model_name_from(_ARCHIVE_ENDING.sub("", name)),
         seed=body.seed or 0,
         metadata=body.metadata or {},
+        webhook=body.webhook,
     )
-    return _object(services, accept(services, request, idempotency_key))
+    accepted = accept(services, caller, request, idempotency_key)
+    shown = _object(services, accepted.job)
+    return shown.model_copy(update={"webhook": webhook_body(accepted.job, accepted.secret)})
 
 
 @router.get("")
 def list_jobs(
-    request: Request, services: ServicesDep, limit: CursorLimit = 20, after: After = None
+    request: Request,
+    services: ServicesDep,
+    caller: CallerDep,
+    limit: CursorLimit = 20,
+    after: After = None,
 ) -> Page[FineTuningJobObject]:
     """List fine-tuning jobs, newest first."""
     if any(name.startswith("metadata") for name in request.query_params):
         raise ValidationFailed.one("/metadata", "not-offered", "jobs are not searched by metadata")
     shown = min(limit, MAX_PAGE)
     with services.database.read() as connection:
-        found = jobs.page(connection, shown + 1, after, job_type="fine_tune")
+        found = jobs.page(
+            connection, shown + 1, after, job_type="fine_tune", project=caller.project
+        )
     return Page.of([_object(services, job) for job in found], shown)
 
 
@@ -139,7 +153,7 @@ def list_events(
 def list_checkpoints(services: ServicesDep, job: JobDep) -> Page[CheckpointObject]:
     """List the versions that a job published, newest first: each can be predicted with."""
     with services.database.read() as connection:
-        found = models.of_job(connection, job.id)
+        found = models.of_job(connection, job.id, job.project)
         steps = [_step_of(connection, job, version) for version in found]
     objects = [checkpoint_object(*pair) for pair in zip(found, steps, strict=True)]
     return Page.of(objects[::-1], len(objects))
@@ -161,6 +175,6 @@ def _dataset_status(services: Services, job: Job) -> str | None:
         return None
     with services.database.read() as connection:
         try:
-            return datasets.get(connection, job.dataset_id).status
+            return datasets.get(connection, job.dataset_id, job.project).status
         except DatasetNotFound:
             return None

@@ -14,14 +14,15 @@ from jobs.store import datasets
 from jobs.store.datasets import Dataset
 from models_cache import durable
 from service import upload_parts
+from service.callers import CallerDep
 from service.errors import BodyTooLarge
 from service.json_body import json_body, json_request
 from service.openai_schemas import CompleteRequest, PartObject, UploadObject, UploadRequest
 from service.openai_shapes import upload_object
-from service.routers.datasets import store
+from service.routers.datasets import require_room, store
 from service.routers.openai_files import target_of
-from service.services import IdPath, Services, ServicesDep, new_id
-from service.upload_parts import Outcome, PartialUpload
+from service.services import NEEDS_SPACE, IdPath, Services, ServicesDep, new_id
+from service.upload_parts import Announced, Outcome, PartialUpload
 from service.uploads import Form, receive
 
 router = APIRouter(prefix="/v1/uploads", tags=["openai uploads"])
@@ -29,23 +30,27 @@ router = APIRouter(prefix="/v1/uploads", tags=["openai uploads"])
 _PART_FORM = Form(file="data")
 
 
-def upload_of(services: ServicesDep, upload_id: IdPath) -> PartialUpload:
+def upload_of(services: ServicesDep, caller: CallerDep, upload_id: IdPath) -> PartialUpload:
     """Return the upload of the path, or raise `UploadNotFound`."""
-    return upload_parts.find(_root(services), upload_id)
+    return upload_parts.find(_root(services), upload_id, caller.project)
 
 
 UploadDep = Annotated[PartialUpload, Depends(upload_of)]
 
 
-@router.post("", openapi_extra=json_request(UploadRequest))
+@router.post("", openapi_extra=json_request(UploadRequest), dependencies=[NEEDS_SPACE])
 def create_upload(
-    services: ServicesDep, body: Annotated[UploadRequest, json_body(UploadRequest)]
+    services: ServicesDep,
+    caller: CallerDep,
+    body: Annotated[UploadRequest, json_body(UploadRequest)],
 ) -> UploadObject:
     """Announce a file that will come in parts; it expires an hour after the last one."""
-    target_of(body.filename)  # refused now rather than after the last part
+    target_of(caller, body.filename)  # refused now rather than after the last part
     if body.bytes > services.settings.max_upload_bytes:
         raise BodyTooLarge(services.settings.max_upload_bytes)
-    upload = upload_parts.begin(_root(services), new_id("upload"), body.filename, body.bytes)
+    require_room(services, caller, body.bytes)
+    announced = Announced(caller.project, body.filename, body.bytes, int(time.time()))
+    upload = upload_parts.begin(_root(services), new_id("upload"), announced)
     return upload_object(upload, None)
 
 
@@ -55,7 +60,7 @@ def get_upload(services: ServicesDep, upload: UploadDep) -> UploadObject:
     return upload_object(upload, _dataset_of(services, upload))
 
 
-@router.post("/{upload_id}/parts")
+@router.post("/{upload_id}/parts", dependencies=[NEEDS_SPACE])
 async def add_part(request: Request, services: ServicesDep, upload: UploadDep) -> PartObject:
     """Send a part: raw bytes, or multipart field `data`; repeating it changes nothing."""
     upload_parts.require_pending(upload)
@@ -65,9 +70,12 @@ async def add_part(request: Request, services: ServicesDep, upload: UploadDep) -
     return PartObject(id=part_id, created_at=int(time.time()), upload_id=upload.id)
 
 
-@router.post("/{upload_id}/complete", openapi_extra=json_request(CompleteRequest))
+@router.post(
+    "/{upload_id}/complete", openapi_extra=json_request(CompleteRequest), dependencies=[NEEDS_SPACE]
+)
 def complete_upload(
     services: ServicesDep,
+    caller: CallerDep,
     upload: UploadDep,
     body: Annotated[CompleteRequest, json_body(CompleteRequest)],
 ) -> UploadObject:
@@ -77,7 +85,7 @@ def complete_upload(
     path = _root(services) / f"{uuid.uuid4().hex}{durable.TEMPORARY_SUFFIX}"
     try:
         whole = upload_parts.assemble(upload, body.part_ids, path, body.md5)
-        dataset = store(services, whole, target_of(upload.announced.file_name))
+        dataset = store(services, whole, target_of(caller, upload.announced.file_name))
     finally:
         path.unlink(missing_ok=True)
     ended = upload_parts.end(upload, Outcome("completed", dataset.id))
@@ -101,4 +109,4 @@ def _dataset_of(services: Services, upload: PartialUpload) -> Dataset | None:
     if upload.outcome is None or upload.outcome.dataset_id is None:
         return None
     with services.database.read() as connection:
-        return datasets.get(connection, upload.outcome.dataset_id)
+        return datasets.get(connection, upload.outcome.dataset_id, upload.announced.project)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from models_cache.errors import from_wire
+from service.callers import CallerDep
 from service.image_bodies import IMAGES_BODY, read_images
 from service.inference_client import Wanted
 from service.services import ServicesDep, new_id
@@ -37,13 +38,14 @@ WantedDep = Annotated[Wanted, Depends(_wanted)]
 async def predict(
     request: Request,
     services: ServicesDep,
+    caller: CallerDep,
     reference: ReferencePath,
     wanted: WantedDep,
 ) -> Response:
     """Predict one image (raw body) or up to 32 (multipart `files`, or JSON `inputs`)."""
     started = time.perf_counter()
-    version = await services.versions.find(reference)
-    with services.predicting.reserve(1, version.name):
+    version = await services.versions.find(reference, caller.project)
+    with services.predicting.reserve(1, version.owner):
         images, alone = await read_images(request)
         answer = await forward(request, services, version, images, wanted)
     services.shadows.offer(reference, version, images, answer["predictions"])

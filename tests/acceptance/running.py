@@ -13,8 +13,10 @@ from pathlib import Path
 
 import psutil
 
+from jobs.store.database import Database
 from service.client import Graft, wait_until_ready
 from service.free_port import free_port
+from tests.databases import database_url
 
 _STOP_SECONDS = 30.0
 
@@ -26,18 +28,27 @@ class RunningService:
     Args:
         url: Where it listens.
         data_folder: Its state.
+        database_url: Its rows.
         log_path: Output of all its processes.
         process: The supervisor.
     """
 
     url: str
     data_folder: Path
+    database_url: str
     log_path: Path
     process: subprocess.Popen[bytes]
 
     def client(self) -> Graft:
         """Return a new client."""
         return Graft(self.url)
+
+    @contextmanager
+    def database(self) -> Iterator[Database]:
+        """Yield its rows, for what the API does not tell."""
+        database = Database(self.database_url)
+        yield database
+        database.close()
 
     def pids(self) -> dict[str, int]:
         """Return the process numbers by role: api, inference, worker, forkserver, train, ..."""
@@ -104,9 +115,11 @@ def start(
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GRAFT_")}
     settings = {
         "GRAFT_DATA_DIR": str(data_folder),
+        "GRAFT_DATABASE_URL": environment.get("GRAFT_DATABASE_URL") or database_url(data_folder),
         "GRAFT_PORT": str(port),
         "GRAFT_OFFLINE": "1",
         "GRAFT_DEVICE": "cpu",
+        "GRAFT_BALLAST_BYTES": str(1 << 20),  # many folders of tests are kept for a while
         "GRAFT_WEIGHTS_CATALOG": "" if catalogue is None else str(catalogue),
     }
     log_path = data_folder.with_name(f"{data_folder.name}.log")
@@ -118,4 +131,5 @@ def start(
             stderr=log,
             start_new_session=True,
         )
-    return RunningService(f"http://127.0.0.1:{port}", data_folder, log_path, process)
+    url = f"http://127.0.0.1:{port}"
+    return RunningService(url, data_folder, settings["GRAFT_DATABASE_URL"], log_path, process)

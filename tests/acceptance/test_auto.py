@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.store import models
 from service.client import Graft, Json
 from tests import images
 from tests.acceptance.running import RunningService, running
@@ -141,6 +141,6 @@ def test_two_versions_are_published_although_every_point_kills_once(
         assert graft.predict("crashed", images.shape_bytes("disc", 5))["predictions"]
         reached = {path.name for path in (service.data_folder / "run" / "faults").iterdir()}
     assert reached == {point.replace(":", "-") for point in POINTS}
-    with sqlite3.connect(data_folder / "graft.db") as connection:
-        rows = connection.execute("SELECT version, job_id FROM model_versions ORDER BY 1")
-        assert rows.fetchall() == [(1, job["id"]), (2, job["id"])]
+    with service.database() as database, database.read() as connection:
+        versions = models.of_job(connection, job["id"], "default")
+    assert [version.version for version in versions] == [1, 2]

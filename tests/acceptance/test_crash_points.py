@@ -20,7 +20,7 @@ POINTS = (
     "blob.before_rename",  # the api, with the upload received
     "ingest.after_blobs",
     "ingest.before_result",
-    "worker.after_claim",
+    "claim.after_commit",
     "train.after_head",
     "train.step:1",
     "checkpoint.before_rename",

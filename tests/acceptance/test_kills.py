@@ -10,7 +10,6 @@ import random
 import re
 import signal
 import socket
-import sqlite3
 import sys
 import time
 from collections import Counter
@@ -20,8 +19,10 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
+from sqlalchemy import select, text
 
 from jobs.states import TRANSITIONS
+from jobs.store.tables import job_events, model_versions
 from jobs.worker_limits import WorkerLimits
 from models_cache.artifacts import verify_artifact
 from models_cache.blobs import BlobStore
@@ -129,7 +130,7 @@ def test_random_kills_lose_and_double_nothing(
             jobs = _drained(graft, acknowledged)
             _check(graft, jobs, acknowledged)
         cluster.stop()
-        _check_history(tmp_path / "data")
+        _check_history(cluster.service)
     finally:
         cluster.service.process.kill()
     attempts = sum(job["attempt"] for job in jobs)
@@ -184,20 +185,20 @@ def _check(graft: Graft, jobs: list[Json], acknowledged: dict[str, str]) -> None
     until(graft.is_ready, 60.0)
 
 
-def _check_history(data_folder: Path) -> None:
+def _check_history(service: RunningService) -> None:
     """Each job's log is a path of the state table; every artifact is whole and loadable."""
     allowed = {(a.value, b.value) for (a, _), b in TRANSITIONS.items()}
-    with sqlite3.connect(data_folder / "graft.db") as connection:
-        rows = connection.execute(
-            "SELECT job_id, json_extract(data, '$.status') FROM job_events"
-            " WHERE kind = 'state' ORDER BY job_id, seq"
-        ).fetchall()
-        digests = connection.execute("SELECT artifact_digest FROM model_versions").fetchall()
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    states = select(job_events).where(job_events.c.kind == "state")
+    with service.database() as database, database.read() as connection:
+        events = connection.execute(states.order_by(job_events.c.job_id, job_events.c.seq))
+        rows = [(event.job_id, event.data["status"]) for event in events]
+        digests = list(connection.scalars(select(model_versions.c.artifact_digest)))
+        if database.is_sqlite:
+            assert connection.scalar(text("PRAGMA integrity_check")) == "ok"
     for (job, before), (next_job, after) in pairwise(rows):
         assert job != next_job or (before, after) in allowed
-    blobs = BlobStore(data_folder / "blobs")
-    for (digest,) in digests:
+    blobs = BlobStore(service.data_folder / "blobs")
+    for digest in digests:
         verify_artifact(blobs, digest)
 
 

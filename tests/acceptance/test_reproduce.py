@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from jobs.store import jobs, models, tables
 from service.client import Graft, GraftProblem, JobFailed, Json
 from tests import images
 from tests.acceptance.running import RunningService
@@ -24,13 +25,9 @@ def dataset_id(graft: Graft, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def weights_of(graft: Graft, service: RunningService, model: str, version: int) -> str:
-    with sqlite3.connect(service.data_folder / "graft.db") as connection:
-        row = connection.execute(
-            "SELECT json_extract(files, '$.\"model.safetensors\".sha256') FROM model_versions "
-            "WHERE name = ? AND version = ?",
-            (model, version),
-        ).fetchone()
-    return str(row[0])
+    with service.database() as database, database.read() as connection:
+        files = models.version(connection, model, version, "default").files
+    return str(files["model.safetensors"]["sha256"])
 
 
 @pytest.mark.parametrize(
@@ -74,11 +71,12 @@ def test_what_is_not_as_recorded_is_named_before_anything_is_learned(
     graft: Graft, service: RunningService, dataset_id: str
 ) -> None:
     first = graft.wait_for_job(graft.submit(dataset_id, model="changed", **SMALL)["id"])
-    with sqlite3.connect(service.data_folder / "graft.db", timeout=30) as connection:
-        connection.execute(
-            "UPDATE jobs SET resolved = json_set(resolved, '$.numerics.torch', '1.0') WHERE id = ?",
-            (first["id"],),
-        )
+    of_first = tables.jobs.c.id == first["id"]
+    with service.database() as database, database.write() as connection:
+        resolved = jobs.get(connection, first["id"], "default").resolved
+        assert resolved is not None
+        resolved["numerics"]["torch"] = "1.0"
+        connection.execute(update(tables.jobs).where(of_first).values(resolved=resolved))
     with pytest.raises(JobFailed) as failed:
         graft.wait_for_job(graft.reproduce(first["id"])["id"])
     error = failed.value.job["error"]

@@ -7,15 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import postgresql_server
 from tests.training_jobs import TrainingChildren, write_catalogue
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real PostgreSQL server; `databases.new_database` makes databases on it."""
-    with postgresql_server(tmp_path_factory.mktemp("postgresql")) as uri:
-        yield uri
 
 
 @pytest.fixture(scope="module")

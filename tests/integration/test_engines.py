@@ -15,6 +15,7 @@ import torch
 from jobs import engine_builds, publish
 from jobs.store import datasets, jobs, leases, workers
 from jobs.store.database import Database
+from jobs.store.tables import DEFAULT_PROJECT
 from models_cache import engine_store
 from models_cache.answers import ImageOutput, QueuedImage
 from models_cache.backbones import build_backbone
@@ -164,9 +165,7 @@ def test_serving_takes_the_engine_that_is_built_while_it_serves(
     after.release()
 
 
-def test_serving_has_a_missing_engine_queued_once(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
-    database.migrate()
+def test_serving_has_a_missing_engine_queued_once(database: Database) -> None:
     spec = {"architecture": "resnet18", "weights": {"sha256": "0" * 64}, "engine": "some 1.0"}
 
     async def story() -> None:
@@ -181,7 +180,6 @@ def test_serving_has_a_missing_engine_queued_once(tmp_path: Path) -> None:
     with database.read() as connection:
         (queued,) = jobs.newest_of_type(connection, engine_builds.TYPE, 10)
     assert queued.spec == spec
-    database.close()
 
 
 def test_later_attempts_stay_with_the_engine_of_the_first(
@@ -238,9 +236,7 @@ def test_reproduction_names_the_engine_that_is_gone(
     assert not any(line.get("phase") == "head" for line in refused.lines())
 
 
-def test_engine_is_queued_once_and_not_again_after_a_failure(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
-    database.migrate()
+def test_engine_is_queued_once_and_not_again_after_a_failure(database: Database) -> None:
     spec = {"architecture": "squeezenet1_1", "engine": "x"}
 
     def queue() -> list[jobs.Job]:
@@ -251,19 +247,23 @@ def test_engine_is_queued_once_and_not_again_after_a_failure(tmp_path: Path) -> 
 
     assert [len(queue()), len(queue())] == [1, 1]
     with database.write() as connection:
-        assert jobs.page(connection, 10, None) == []  # nobody asked for it: it is not listed
-    database.close()
+        assert (
+            jobs.page(connection, 10, None, project=DEFAULT_PROJECT) == []
+        )  # nobody asked for it: it is not listed
 
 
-def test_end_of_a_race_queues_the_engine_and_records_its_peak(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
-    database.migrate()
+def test_end_of_a_race_queues_the_engine_and_records_its_peak(
+    database: Database, tmp_path: Path
+) -> None:
     spec = {"architecture": "squeezenet1_1", "engine": "x"}
     with database.write() as connection:
         workers.register(connection, "w", "host", 1, "cpu")
-        datasets.add(connection, "ds_1", "d", ("0" * 64, 1))
+        datasets.add(connection, "ds_1", "d", ("0" * 64, 1), project=DEFAULT_PROJECT)
         datasets.set_ready(connection, "ds_1", {"manifest_sha256": "0" * 64, "digest": "0" * 64})
-        jobs.accept(connection, jobs.NewJob(id="j", type="race", spec={}, dataset_id="ds_1"))
+        jobs.accept(
+            connection,
+            jobs.NewJob(id="j", type="race", spec={}, dataset_id="ds_1", project=DEFAULT_PROJECT),
+        )
         race = leases.claim(connection, ["race"], "w", "t", timedelta(seconds=60))
     assert race is not None
     last = {
@@ -276,9 +276,8 @@ def test_end_of_a_race_queues_the_engine_and_records_its_peak(tmp_path: Path) ->
     blobs = BlobStore(tmp_path / "blobs")
     publish.finish(database, blobs, race, jobs.Lease("j", "t"), last)
     with database.read() as connection:
-        ended = jobs.get(connection, "j")
+        ended = jobs.get(connection, "j", DEFAULT_PROJECT)
         queued = jobs.newest_of_type(connection, engine_builds.TYPE, 10)
     assert ended.result == {"ranking": []}
     assert ended.resources["peak_memory_bytes"] == 5
     assert [job.spec for job in queued] == [spec]
-    database.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import zipfile
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from jobs.states import JobState
 from jobs.store import jobs, leases, models, workers
 from jobs.store.database import Database
 from jobs.store.models import NewVersion, Version
+from jobs.store.tables import DEFAULT_PROJECT
 from models_cache.blobs import Blob, BlobStore
 from models_cache.errors import BlobMissing
 from tests.training_jobs import (
@@ -101,15 +101,13 @@ def test_missing_weights_are_named(trained: TrainingJob, children: TrainingChild
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
-    database.migrate()
+def database(database: Database) -> Database:
+    """With a worker, and two versions of a model."""
     with database.write() as connection:
         workers.register(connection, "w", "host", 1, "cpu")
         for _ in range(2):
             models.publish(connection, _new_version(), promote=True)
-    yield database
-    database.close()
+    return database
 
 
 def _new_version() -> NewVersion:
@@ -121,18 +119,20 @@ def _new_version() -> NewVersion:
         architecture="squeezenet1_1",
         classes=["a", "b"],
         metrics={},
+        project=DEFAULT_PROJECT,
     )
 
 
 def version(database: Database, number: int) -> Version:
     with database.read() as connection:
-        return models.version(connection, "m", number)
+        return models.version(connection, "m", number, DEFAULT_PROJECT)
 
 
 def ask(database: Database, number: int, *, stored: bool = True, format_name: str = "onnx") -> str:
     found = version(database, number)
     with database.write() as connection:
-        return rows.ask(connection, found, format_name, lambda _blob: stored).id
+        known = rows.find(connection, found, format_name, lambda _blob: stored)
+        return (known or rows.add(connection, found, format_name)).id
 
 
 def finish(database: Database, blobs: BlobStore, sha256: str) -> None:
@@ -166,7 +166,7 @@ def test_export_whose_file_is_missing_is_not_published(database: Database, tmp_p
     with pytest.raises(BlobMissing):
         finish(database, BlobStore(tmp_path / "blobs"), "1" * 64)
     with database.read() as connection:
-        assert jobs.get(connection, export_id).result is None
+        assert jobs.get(connection, export_id, DEFAULT_PROJECT).result is None
 
 
 def test_version_takes_its_exports_along(database: Database, tmp_path: Path) -> None:
@@ -175,18 +175,18 @@ def test_version_takes_its_exports_along(database: Database, tmp_path: Path) -> 
     finish(database, blobs, blobs.put_bytes(b"zip").sha256)
     queued = ask(database, 1, format_name="torch_export")
     with database.write() as connection:
-        found = models.version(connection, "m", 1)
-        models.remove_version(connection, "m", 1)
+        found = models.version(connection, "m", 1, DEFAULT_PROJECT)
+        models.remove_version(connection, "m", 1, DEFAULT_PROJECT)
         assert rows.remove_all(connection, found) == [done]
     with database.read() as connection:
-        assert jobs.get(connection, queued).status is JobState.CANCELLED
-        assert jobs.get(connection, kept).status is JobState.QUEUED
+        assert jobs.get(connection, queued, DEFAULT_PROJECT).status is JobState.CANCELLED
+        assert jobs.get(connection, kept, DEFAULT_PROJECT).status is JobState.QUEUED
 
 
 def test_export_of_a_version_that_went_meanwhile_fails(database: Database, tmp_path: Path) -> None:
     blobs = BlobStore(tmp_path / "blobs")
     ask(database, 1)
     with database.write() as connection:
-        models.remove_version(connection, "m", 1)
+        models.remove_version(connection, "m", 1, DEFAULT_PROJECT)
     with pytest.raises(VersionNotFound, match="has no version or alias '1'"):
         finish(database, blobs, blobs.put_bytes(b"zip").sha256)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from jobs.admission import Need
 from jobs.attempt import Attempt
@@ -20,17 +17,12 @@ from jobs.states import JobEvent
 from jobs.store import events, jobs, leases
 from jobs.store.database import Database
 from jobs.store.jobs import Job, Lease, NewJob
+from jobs.store.tables import DEFAULT_PROJECT
+from jobs.trail import Trail
+from models_cache.disk_space import LowWater
 
 _GIB = 1 << 30
 PLENTY = Memory(64 * _GIB, 60 * _GIB)
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
-    database.migrate()
-    yield database
-    database.close()
 
 
 class Room:
@@ -44,20 +36,30 @@ class Room:
         self, database: Database, folder: Path, gpus: tuple[str, ...] = (), patience: float = 60.0
     ) -> Gate:
         machine = Machine(data_folder=folder, gpus=gpus)
-        return Gate(database, machine, patience, lambda: self.host, lambda _name: self.gpu)
+        return Gate(
+            database,
+            machine,
+            LowWater(folder, 0),
+            patience,
+            lambda: self.host,
+            lambda _name: self.gpu,
+        )
 
 
 def queue(database: Database, job_id: str, **parameters: Any) -> Job:  # noqa: ANN401
     spec = {"backbone": "mobilenet_v2", "recipe": "finetune", "parameters": parameters}
     with database.write() as connection:
-        jobs.accept(connection, NewJob(id=job_id, type="fine_tune", spec=spec, model="m"))
-        return jobs.get(connection, job_id)
+        new = NewJob(id=job_id, type="fine_tune", spec=spec, model="m", project=DEFAULT_PROJECT)
+        jobs.accept(connection, new)
+        return jobs.get(connection, job_id, DEFAULT_PROJECT)
 
 
 def running(job: Job, folder: Path, need: Need) -> Attempt:
     handle = Handle(AttemptSpec("train", folder / "spec.json", folder), "t")
     figures = MetricsFiles(folder, 1)
-    return Attempt(job, "train", 0, Lease(job.id, "t"), handle, folder, figures, need)
+    return Attempt(
+        job, "train", 0, Lease(job.id, "t"), handle, folder, figures, Trail(job, {}), need
+    )
 
 
 def test_job_that_does_not_fit_beside_a_running_one_waits_and_says_why(
@@ -74,7 +76,7 @@ def test_job_that_does_not_fit_beside_a_running_one_waits_and_says_why(
     assert gate.ask(second, "train", 1, beside) is None
     assert gate.ask(second, "train", 1, beside) is None
     with database.read() as connection:
-        assert jobs.get(connection, "job_2").phase == "waiting-for-memory"
+        assert jobs.get(connection, "job_2", DEFAULT_PROJECT).phase == "waiting-for-memory"
         told = events.page(connection, "job_2", 0, 100)
     assert [event.kind for event in told] == ["state", "phase", "log"]  # once
     assert "(1.0 of 64.0 GiB are free), by a rough estimate; trainings that run: 1" in str(
@@ -140,7 +142,12 @@ def test_peaks_of_earlier_jobs_are_used(database: Database, tmp_path: Path) -> N
         assert job is not None
         changes = {"resources": {"peak_memory_bytes": _GIB}}
         jobs.transition(
-            connection, job.id, JobEvent.SUCCEED, lease=Lease(job.id, "t"), changes=changes
+            connection,
+            job.id,
+            JobEvent.SUCCEED,
+            lease=Lease(job.id, "t"),
+            changes=changes,
+            project=DEFAULT_PROJECT,
         )
     admitted = gate.ask(queue(database, "job_2"), "train", 0, [])
     assert admitted is not None

@@ -1,11 +1,9 @@
-"""Statements on SQLite and PostgreSQL: claims, leases, fencing, aliases, keys, migrations."""
+"""Statements: claims, leases, fencing, aliases, keys, migrations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -28,33 +26,22 @@ from jobs.store import datasets, events, idempotency, jobs, leases, models
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease, NewJob
 from jobs.store.models import NewVersion
-from jobs.store.tables import metadata
-from tests.databases import KINDS, new_database
+from jobs.store.tables import DEFAULT_PROJECT, metadata
 
 LONG = timedelta(seconds=60)
-
-
-@pytest.fixture(params=KINDS)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'graft.db'}"
-    return new_database(request.getfixturevalue("postgresql"))
-
-
-@pytest.fixture
-def database(url: str) -> Iterator[Database]:
-    database = Database(url)
-    database.migrate()
-    yield database
-    database.close()
 
 
 def accept(database: Database, job_id: str, **fields: object) -> Job:
     with database.write() as connection:
         return jobs.accept(
             connection,
-            NewJob(id=job_id, type="fine_tune", spec={}, **fields),  # type: ignore[arg-type]
+            NewJob(
+                id=job_id,
+                type="fine_tune",
+                spec={},
+                project=DEFAULT_PROJECT,
+                **fields,  # type: ignore[arg-type]
+            ),
         )
 
 
@@ -73,6 +60,7 @@ def new_version(digest: str, job_id: str | None = None, name: str = "m") -> NewV
         classes=["a", "b"],
         metrics={},
         job_id=job_id,
+        project=DEFAULT_PROJECT,
     )
 
 
@@ -81,8 +69,8 @@ def test_migrations_build_the_tables_that_the_code_uses(database: Database) -> N
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
-def test_migrating_from_many_threads_at_once_happens_once(url: str) -> None:
-    databases = [Database(url) for _ in range(4)]
+def test_migrating_from_many_threads_at_once_happens_once(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(Database.migrate, databases))
     assert all(database.is_migrated() for database in databases)
@@ -114,7 +102,7 @@ def test_concurrent_claims_never_give_one_job_twice(database: Database) -> None:
 
 def test_job_waits_until_its_dataset_is_checked(database: Database) -> None:
     with database.write() as connection:
-        datasets.add(connection, "ds_1", "d", ("0" * 64, 1))
+        datasets.add(connection, "ds_1", "d", ("0" * 64, 1), project=DEFAULT_PROJECT)
     accept(database, "job_a", dataset_id="ds_1")
     assert claim(database, "t") is None
     with database.write() as connection:
@@ -126,7 +114,7 @@ def test_every_write_of_a_worker_that_lost_its_lease_is_refused(database: Databa
     accept(database, "job_a")
     claim(database, "old")
     with database.write() as connection:
-        jobs.transition(connection, "job_a", JobEvent.LOSE)
+        jobs.transition(connection, "job_a", JobEvent.LOSE, project=DEFAULT_PROJECT)
     claim(database, "new")
     zombie = Lease("job_a", "old")
     with database.write() as connection, pytest.raises(LeaseLost):
@@ -135,9 +123,9 @@ def test_every_write_of_a_worker_that_lost_its_lease_is_refused(database: Databa
         leases.record(connection, zombie, {"phase": "train"}, [("log", {})])
     for event in (JobEvent.SUCCEED, JobEvent.FAIL, JobEvent.LOSE, JobEvent.STOP):
         with database.write() as connection, pytest.raises(LeaseLost):
-            jobs.transition(connection, "job_a", event, lease=zombie)
+            jobs.transition(connection, "job_a", event, lease=zombie, project=DEFAULT_PROJECT)
     with database.read() as connection:
-        assert jobs.get(connection, "job_a").status is JobState.RUNNING
+        assert jobs.get(connection, "job_a", DEFAULT_PROJECT).status is JobState.RUNNING
         with pytest.raises(LeaseLost):
             leases.status_of_held(connection, zombie)
 
@@ -152,15 +140,15 @@ def test_lease_that_is_over_is_found(database: Database) -> None:
 def test_ended_job_moves_no_more_and_open_job_cannot_be_deleted(database: Database) -> None:
     accept(database, "job_a")
     with database.write() as connection, pytest.raises(JobNotEnded):
-        jobs.remove(connection, "job_a")
+        jobs.remove(connection, "job_a", DEFAULT_PROJECT)
     with database.write() as connection:
-        jobs.transition(connection, "job_a", JobEvent.CANCEL)
+        jobs.transition(connection, "job_a", JobEvent.CANCEL, project=DEFAULT_PROJECT)
     with database.write() as connection, pytest.raises(IllegalTransition):
-        jobs.transition(connection, "job_a", JobEvent.RESUME)
+        jobs.transition(connection, "job_a", JobEvent.RESUME, project=DEFAULT_PROJECT)
     with database.write() as connection:
-        jobs.remove(connection, "job_a")
+        jobs.remove(connection, "job_a", DEFAULT_PROJECT)
     with database.read() as connection, pytest.raises(JobNotFound):
-        jobs.get(connection, "job_a")
+        jobs.get(connection, "job_a", DEFAULT_PROJECT)
 
 
 def test_event_log_has_no_gaps_and_pages(database: Database) -> None:
@@ -185,32 +173,34 @@ def test_event_log_has_no_gaps_and_pages(database: Database) -> None:
 def test_failed_transaction_leaves_nothing(database: Database) -> None:
     def accept_and_break() -> None:
         with database.write() as connection:
-            jobs.accept(connection, NewJob(id="job_a", type="fine_tune", spec={}))
+            jobs.accept(
+                connection, NewJob(id="job_a", type="fine_tune", spec={}, project=DEFAULT_PROJECT)
+            )
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         accept_and_break()
     with database.read() as connection, pytest.raises(JobNotFound):
-        jobs.get(connection, "job_a")
+        jobs.get(connection, "job_a", DEFAULT_PROJECT)
 
 
 def test_versions_count_up_for_ever_and_default_follows_promotion(database: Database) -> None:
     with database.write() as connection:
         assert models.publish(connection, new_version("a" * 64), promote=False).version == 1
         assert models.publish(connection, new_version("b" * 64), promote=False).version == 2
-        assert models.aliases_of(connection, "m") == {"default": 1}
+        assert models.aliases_of(connection, "m", DEFAULT_PROJECT) == {"default": 1}
         assert models.publish(connection, new_version("c" * 64), promote=True).version == 3
-        assert models.resolve(connection, "m", None).version == 3
-        assert models.resolve(connection, "m", "2").version == 2
-        assert models.resolve(connection, "m", "latest").version == 3
+        assert models.resolve(connection, "m", None, DEFAULT_PROJECT).version == 3
+        assert models.resolve(connection, "m", "2", DEFAULT_PROJECT).version == 2
+        assert models.resolve(connection, "m", "latest", DEFAULT_PROJECT).version == 3
         with pytest.raises(VersionInUse):
-            models.remove_version(connection, "m", 3)
-        models.set_alias(connection, "m", "default", 1)
-        models.remove_version(connection, "m", 3)
-        assert models.resolve(connection, "m", "latest").version == 2
-        models.remove(connection, "m")
+            models.remove_version(connection, "m", 3, DEFAULT_PROJECT)
+        models.set_alias(connection, "m", "default", 1, project=DEFAULT_PROJECT)
+        models.remove_version(connection, "m", 3, DEFAULT_PROJECT)
+        assert models.resolve(connection, "m", "latest", DEFAULT_PROJECT).version == 2
+        models.remove(connection, "m", DEFAULT_PROJECT)
         with pytest.raises(ModelNotFound):
-            models.get(connection, "m")
+            models.get(connection, "m", DEFAULT_PROJECT)
         assert models.publish(connection, new_version("d" * 64), promote=False).version == 4
 
 
@@ -220,16 +210,20 @@ def test_a_page_says_of_each_model_what_asking_for_it_says(database: Database) -
             for number in range(3):
                 new = new_version(f"{number:064d}", name=name)
                 models.publish(connection, new, promote=number < 2)
-        models.set_alias(connection, "b", "canary", 3)
-        models.remove(connection, "c")
+        models.set_alias(connection, "b", "canary", 3, project=DEFAULT_PROJECT)
+        models.remove(connection, "c", DEFAULT_PROJECT)
         models.publish(connection, new_version("7" * 64, name="c"), promote=True)
     with database.read() as connection:
-        page = models.page(connection, 2, None)
-        assert page == [models.get(connection, name) for name in ("a", "b")]
-        assert models.page(connection, 2, "b") == [models.get(connection, "c")]
-        assert models.page(connection, 2, "c") == []
-        served = models.defaults(connection, ["a", "b", "c", "nothing"])
-        assert served == {name: models.resolve(connection, name, None) for name in "abc"}
+        page = models.page(connection, 2, None, DEFAULT_PROJECT)
+        assert page == [models.get(connection, name, DEFAULT_PROJECT) for name in ("a", "b")]
+        assert models.page(connection, 2, "b", DEFAULT_PROJECT) == [
+            models.get(connection, "c", DEFAULT_PROJECT)
+        ]
+        assert models.page(connection, 2, "c", DEFAULT_PROJECT) == []
+        served = models.defaults(connection, ["a", "b", "c", "nothing"], DEFAULT_PROJECT)
+        assert served == {
+            name: models.resolve(connection, name, None, DEFAULT_PROJECT) for name in "abc"
+        }
         assert [served[name].version for name in "abc"] == [2, 2, 4]
 
 
@@ -237,17 +231,17 @@ def test_alias_moves_only_from_where_it_was_expected(database: Database) -> None
     with database.write() as connection:
         for digest in "ab":
             models.publish(connection, new_version(digest * 64), promote=False)
-        models.set_alias(connection, "m", "canary", 1)
+        models.set_alias(connection, "m", "canary", 1, project=DEFAULT_PROJECT)
         with pytest.raises(AliasConflict):
-            models.set_alias(connection, "m", "canary", 2, if_current=2)
-        models.set_alias(connection, "m", "canary", 2, if_current=1)
-        assert models.resolve(connection, "m", "canary").version == 2
+            models.set_alias(connection, "m", "canary", 2, if_current=2, project=DEFAULT_PROJECT)
+        models.set_alias(connection, "m", "canary", 2, if_current=1, project=DEFAULT_PROJECT)
+        assert models.resolve(connection, "m", "canary", DEFAULT_PROJECT).version == 2
         with pytest.raises(AliasReserved):
-            models.set_alias(connection, "m", "latest", 1)
+            models.set_alias(connection, "m", "latest", 1, project=DEFAULT_PROJECT)
         with pytest.raises(VersionNotFound):
-            models.set_alias(connection, "m", "canary", 9)
+            models.set_alias(connection, "m", "canary", 9, project=DEFAULT_PROJECT)
         with pytest.raises(VersionNotFound):
-            models.resolve(connection, "m", "nowhere")
+            models.resolve(connection, "m", "nowhere", DEFAULT_PROJECT)
 
 
 def test_page_of_models_says_of_each_what_it_says_alone(database: Database) -> None:
@@ -256,39 +250,41 @@ def test_page_of_models_says_of_each_what_it_says_alone(database: Database) -> N
             for number in range(versions):
                 new = new_version(str(number) * 64, name=name)
                 models.publish(connection, new, promote=number == 1)
-        models.set_alias(connection, "a", "canary", 3)
-        models.remove(connection, "gone")
+        models.set_alias(connection, "a", "canary", 3, project=DEFAULT_PROJECT)
+        models.remove(connection, "gone", DEFAULT_PROJECT)
     with database.read() as connection:
-        page = models.page(connection, 10, None)
-        assert page == [models.get(connection, name) for name in "abc"]
-        assert [model.name for model in models.page(connection, 1, "a")] == ["b"]
-        served = models.defaults(connection, ["a", "b", "gone", "never"])
-        assert served == {name: models.resolve(connection, name, None) for name in "ab"}
+        page = models.page(connection, 10, None, DEFAULT_PROJECT)
+        assert page == [models.get(connection, name, DEFAULT_PROJECT) for name in "abc"]
+        assert [model.name for model in models.page(connection, 1, "a", DEFAULT_PROJECT)] == ["b"]
+        served = models.defaults(connection, ["a", "b", "gone", "never"], DEFAULT_PROJECT)
+        assert served == {
+            name: models.resolve(connection, name, None, DEFAULT_PROJECT) for name in "ab"
+        }
     assert (page[0].versions, page[0].aliases) == ([1, 2, 3], {"canary": 3, "default": 2})
 
 
 def test_key_remembers_what_it_made_and_refuses_another_request(database: Database) -> None:
     with database.write() as connection:
-        assert idempotency.find(connection, "k", "f1") is None
-        idempotency.remember(connection, "k", "f1", "job_1")
-        assert idempotency.find(connection, "k", "f1") == "job_1"
+        assert idempotency.find(connection, "k", "f1", DEFAULT_PROJECT) is None
+        idempotency.remember(connection, "k", "f1", "job_1", DEFAULT_PROJECT)
+        assert idempotency.find(connection, "k", "f1", DEFAULT_PROJECT) == "job_1"
         with pytest.raises(IdempotencyMismatch):
-            idempotency.find(connection, "k", "f2")
+            idempotency.find(connection, "k", "f2", DEFAULT_PROJECT)
 
 
 def test_keys_are_forgotten_after_their_time_and_may_be_used_again(database: Database) -> None:
     with database.write() as connection:
-        idempotency.remember(connection, "k", "f1", "job_1")
+        idempotency.remember(connection, "k", "f1", "job_1", DEFAULT_PROJECT)
         assert idempotency.forget(connection, timedelta(hours=1)) == 0
-        assert idempotency.find(connection, "k", "f1") == "job_1"
+        assert idempotency.find(connection, "k", "f1", DEFAULT_PROJECT) == "job_1"
         assert idempotency.forget(connection, timedelta(seconds=-1)) == 1
-        assert idempotency.once(connection, "k", "f2", lambda: "job_2") == "job_2"
+        assert idempotency.once(connection, "k", "f2", lambda: "job_2", DEFAULT_PROJECT) == "job_2"
 
 
 def test_one_key_sent_many_times_at_once_makes_one_thing(database: Database) -> None:
     def send(number: int) -> str:
         with database.write() as connection:
-            return idempotency.once(connection, "k", "f", lambda: f"job_{number}")
+            return idempotency.once(connection, "k", "f", lambda: f"job_{number}", DEFAULT_PROJECT)
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(send, range(16)))) == 1
@@ -313,7 +309,7 @@ def test_pause_and_success_at_once_end_in_one_of_them(database: Database) -> Non
         def move(event: JobEvent, job_id: str = job_id) -> bool:
             try:
                 with database.write() as connection:
-                    jobs.transition(connection, job_id, event)
+                    jobs.transition(connection, job_id, event, project=DEFAULT_PROJECT)
             except IllegalTransition:
                 return False
             return True
@@ -322,4 +318,4 @@ def test_pause_and_success_at_once_end_in_one_of_them(database: Database) -> Non
             done = list(pool.map(move, (JobEvent.SUCCEED, JobEvent.PAUSE)))
         assert done[0]  # a success is possible before and after a pause was asked for
         with database.read() as connection:
-            assert jobs.get(connection, job_id).status is JobState.SUCCEEDED
+            assert jobs.get(connection, job_id, DEFAULT_PROJECT).status is JobState.SUCCEEDED

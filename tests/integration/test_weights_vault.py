@@ -17,6 +17,7 @@ import pytest
 
 from models_cache import faults
 from models_cache.catalogue import BackboneInfo, Catalogue, WeightsInfo
+from models_cache.egress_policy import EgressPolicy
 from models_cache.errors import GraftError, InsufficientStorage
 from models_cache.preprocessing import Preprocessing
 from models_cache.weights import WeightsVault, obtain
@@ -39,6 +40,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BODY = b"PK\x03\x04" + hashlib.shake_128(b"one").digest(400_000)
 OTHER_BODY = b"PK\x03\x04" + hashlib.shake_128(b"two").digest(400_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
+LOOPBACK = EgressPolicy.of(["127.0.0.1"])  # where this file's official host is
 OFFICIAL_FILE = f"tinynet-{SHA256[:8]}.pth"
 
 
@@ -92,7 +94,7 @@ def catalogue_of(*weights: WeightsInfo) -> Catalogue:
 
 def vault_of(tmp_path: Path, server: WeightsServer | None, *sources: str) -> WeightsVault:
     prefix = server.url if server else "https://no.official.host.invalid/"
-    return WeightsVault(tmp_path / "weights", sources, official_url_prefix=prefix)
+    return WeightsVault(tmp_path / "weights", sources, official_url_prefix=prefix, egress=LOOPBACK)
 
 
 def files_in(root: Path) -> list[str]:
@@ -489,7 +491,10 @@ def test_unreachable_official_host_costs_no_waiting(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "own.pth").write_bytes(BODY)
     vault = WeightsVault(
-        tmp_path / "weights", official_url_prefix="http://127.0.0.1:1/", connect_timeout_seconds=0.5
+        tmp_path / "weights",
+        official_url_prefix="http://127.0.0.1:1/",
+        egress=LOOPBACK,
+        connect_timeout_seconds=0.5,
     )
     with weights_server() as closed:
         default = official(closed)

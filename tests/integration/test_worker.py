@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from jobs.states import JobEvent, JobState
 from jobs.store import datasets, events, jobs, leases, tables, workers
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, NewJob
+from jobs.store.tables import DEFAULT_PROJECT
 from jobs.worker import Worker
 from jobs.worker_limits import WorkerLimits
 from models_cache.blobs import BlobStore
 from tests.integration import poison
 from tests.waiting import until
 
+_LONGEST_SECONDS = 60.0
 LIMITS = WorkerLimits(
     attempt_limit=4,
     stall_seconds=0.5,
@@ -35,14 +38,12 @@ LIMITS = WorkerLimits(
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'graft.db'}")
-    database.migrate()
+def database(database: Database) -> Database:
+    """With a data set to train on."""
     with database.write() as connection:
-        datasets.add(connection, "ds_1", "d", ("0" * 64, 1))
+        datasets.add(connection, "ds_1", "d", ("0" * 64, 1), project=DEFAULT_PROJECT)
         datasets.set_ready(connection, "ds_1", {"manifest_sha256": "0" * 64, "digest": "0" * 64})
-    yield database
-    database.close()
+    return database
 
 
 def accept(database: Database, seed: int) -> str:
@@ -56,7 +57,14 @@ def accept(database: Database, seed: int) -> str:
         "promote": True,
     }
     job_id = f"job_{seed}"
-    new = NewJob(id=job_id, type="fine_tune", spec=spec, dataset_id="ds_1", model="m")
+    new = NewJob(
+        id=job_id,
+        type="fine_tune",
+        spec=spec,
+        dataset_id="ds_1",
+        model="m",
+        project=DEFAULT_PROJECT,
+    )
     with database.write() as connection:
         jobs.accept(connection, new)
     return job_id
@@ -64,18 +72,26 @@ def accept(database: Database, seed: int) -> str:
 
 def look(database: Database, job_id: str) -> Job:
     with database.read() as connection:
-        return jobs.get(connection, job_id)
+        return jobs.get(connection, job_id, DEFAULT_PROJECT)
 
 
 def work(
     database: Database, folder: Path, done: Callable[[], bool], preload: tuple[str, ...] = ()
 ) -> None:
-    """Run a worker in this thread, the main one, until `done`."""
+    """Run a worker in this thread, the main one, until `done`; fail if that takes too long."""
+    deadline = time.monotonic() + _LONGEST_SECONDS
+
+    def done_in_time() -> bool:
+        return done() or time.monotonic() > deadline
+
     target = "tests.integration.poison:run"
     executor = LocalExecutor(dict(os.environ), target=target, preload=preload)
     presence = Presence(database, folder / "workers", "worker_test", "cpu")
     machine = Machine(data_folder=folder)
-    Worker(database, BlobStore(folder / "blobs"), executor, machine, presence, LIMITS).run(done)
+    Worker(database, BlobStore(folder / "blobs"), executor, machine, presence, LIMITS).run(
+        done_in_time
+    )
+    assert done(), f"not within {_LONGEST_SECONDS} s"
 
 
 def test_poison_job_stops_after_three_attempts_with_its_reason(
@@ -107,7 +123,13 @@ def test_an_idle_worker_finds_a_job_whose_time_comes_and_one_that_is_queued(
 
     def submit_when_idle() -> None:
         until(lambda: look(database, later).status is JobState.FAILED)
-        new = NewJob(id=soon, type="fine_tune", spec=look(database, later).spec, dataset_id="ds_1")
+        new = NewJob(
+            id=soon,
+            type="fine_tune",
+            spec=look(database, later).spec,
+            dataset_id="ds_1",
+            project=DEFAULT_PROJECT,
+        )
         with database.write() as connection:
             jobs.accept(connection, new)
 
@@ -183,7 +205,7 @@ def test_cancel_while_the_child_hangs_ends_the_job_and_the_child(
     def cancel() -> None:
         until(lambda: look(database, job_id).phase == "train", 20.0)
         with database.write() as connection:
-            jobs.transition(connection, job_id, JobEvent.CANCEL)
+            jobs.transition(connection, job_id, JobEvent.CANCEL, project=DEFAULT_PROJECT)
 
     thread = threading.Thread(target=cancel)
     thread.start()

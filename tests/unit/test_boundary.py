@@ -13,13 +13,13 @@ from jobs.datasets.loading import LoadedDataset, load_dataset
 from jobs.recipes import FinetuneRecipe
 from jobs.tasks.classification import Classification
 from jobs.training import boundary
-from jobs.training.boundary import CutNetwork, cut_at_boundary
 from jobs.training.interruption import Interruption
 from jobs.training.loop import Surroundings, TrainingData, fine_tune
 from jobs.training.optimizer import build_optimizer, prepare_modules
 from jobs.training.state import TrainingState
 from models_cache.backbones import Classifier, build_classifier, parameter_groups_in_depth_order
 from models_cache.blobs import BlobStore
+from models_cache.cut_network import CutNetwork, cut_at_boundary, learning_names
 from models_cache.pixels import PixelCache, PixelKey
 from tests.training_jobs import SMALL, store_dataset
 
@@ -69,7 +69,7 @@ def cut(model: Classifier, tune: int) -> CutNetwork | None:
     recipe = recipe_of(tune)
     build_optimizer(model, recipe)
     prepare_modules(model, recipe)
-    return cut_at_boundary(model.backbone)
+    return cut_at_boundary(model.backbone, learning_names(model.backbone))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,13 @@ from models_cache.errors import GraftError, from_wire, subclasses, to_wire
 from service.problems import STATUS, status_of
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
-_SAMPLES = {"str": "text", "int": 3, "float": 0.5, "list[dict[str, str]]": [{"pointer": "/x"}]}
+_SAMPLES = {
+    "str": "text",
+    "int": 3,
+    "bool": True,
+    "float": 0.5,
+    "list[dict[str, str]]": [{"pointer": "/x"}],
+}
 #: What goes wrong in us or in the data folder, not in a request.
 _OURS = {"wire-malformed", "internal-error", "storage-error", "blob-missing", "blob-corrupt"}
 
@@ -67,7 +73,7 @@ def test_leaf_has_a_status_of_its_own_family(cls: type[GraftError]) -> None:
     assert status in _STATUSES or cls.code in _OURS | _JOB_INTERNAL
 
 
-_STATUSES = (400, 404, 409, 413, 415, 422, 503, 504, 507)
+_STATUSES = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503, 504, 507)
 #: Said in a job's `error`, never as an answer of its own.
 _JOB_INTERNAL = {"lease-lost", "attempts-exhausted", "attempt-died", "stalled", "job-error"}
 

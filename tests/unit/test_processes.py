@@ -124,6 +124,7 @@ def test_spawned_process_dies_when_its_parent_is_killed(program: _Program) -> No
         "import os, signal; from jobs.processes import spawn\n"
         "print(spawn(['sleep', '600'], os.environ).pid, flush=True); signal.pause()"
     )
+    until(lambda: Path(f"/proc/{children[0].pid}/comm").read_text() == "sleep\n")  # it has begun
     parent.signal(signal.SIGKILL)
     assert children[0].wait(2.0)
 

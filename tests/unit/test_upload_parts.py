@@ -8,17 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from jobs.store.tables import DEFAULT_PROJECT
 from service import upload_parts
 from service.errors import UploadEnded, UploadMismatch, UploadNotFound
-from service.upload_parts import Outcome, PartialUpload
+from service.upload_parts import Announced, Outcome, PartialUpload
 from service.uploads import LEFTOVER_SECONDS, Upload
 
 FILE = b"first part|second part"
 
 
+def announced(file_name: str, size_bytes: int) -> Announced:
+    return Announced(DEFAULT_PROJECT, file_name, size_bytes, 1_700_000_000)
+
+
 @pytest.fixture
 def upload(tmp_path: Path) -> PartialUpload:
-    return upload_parts.begin(tmp_path, "upload_1", "photos.zip", len(FILE))
+    return upload_parts.begin(tmp_path, "upload_1", announced("photos.zip", len(FILE)))
 
 
 def add(upload: PartialUpload, data: bytes) -> str:
@@ -33,7 +38,7 @@ def add(upload: PartialUpload, data: bytes) -> str:
 
 def test_parts_become_the_file_in_the_order_given(upload: PartialUpload, tmp_path: Path) -> None:
     second, first = add(upload, FILE[10:]), add(upload, FILE[:10])
-    again = upload_parts.find(tmp_path, upload.id)  # as after a restart
+    again = upload_parts.find(tmp_path, upload.id, DEFAULT_PROJECT)  # as after a restart
     assert upload_parts.parts_of(again) == {first: 10, second: len(FILE) - 10}
     md5 = hashlib.md5(FILE, usedforsecurity=False).hexdigest()
     whole = upload_parts.assemble(again, [first, second], tmp_path / "whole", md5.upper())
@@ -49,7 +54,7 @@ def test_a_part_that_is_sent_again_is_the_same(upload: PartialUpload) -> None:
 
 
 def test_equal_parts_may_stand_at_several_places(tmp_path: Path) -> None:
-    upload = upload_parts.begin(tmp_path, "upload_2", "zeros", 8)
+    upload = upload_parts.begin(tmp_path, "upload_2", announced("zeros", 8))
     part = add(upload, b"zero")
     whole = upload_parts.assemble(upload, [part, part], tmp_path / "whole", None)
     assert whole.path.read_bytes() == b"zerozero"
@@ -76,7 +81,7 @@ def test_an_ended_upload_has_no_parts_and_takes_none(
 ) -> None:
     first = add(upload, FILE[:10])
     upload_parts.end(upload, Outcome(status))  # type: ignore[arg-type]
-    again = upload_parts.find(tmp_path, upload.id)
+    again = upload_parts.find(tmp_path, upload.id, DEFAULT_PROJECT)
     assert upload_parts.parts_of(again) == {}
     with pytest.raises(UploadEnded, match=status):
         add(again, FILE[:10])
@@ -97,4 +102,4 @@ def test_an_upload_expires_an_hour_after_its_last_part(upload: PartialUpload) ->
 def test_what_is_no_upload_is_not_found(tmp_path: Path, upload_id: str) -> None:
     (tmp_path / "received.tmp").write_bytes(b"a file")
     with pytest.raises(UploadNotFound):
-        upload_parts.find(tmp_path, upload_id)
+        upload_parts.find(tmp_path, upload_id, DEFAULT_PROJECT)

@@ -1,0 +1,1 @@
+"""Proofs that nothing is lost: histories, named points, mutants, full disks, drains."""
