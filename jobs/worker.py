@@ -30,7 +30,7 @@ from jobs.progress import read_progress
 from jobs.slots import CHILD_KINDS, SLOT_KINDS
 from jobs.specs import Machine, remove_scratch, write_spec
 from jobs.states import TERMINAL, JobEvent, JobState
-from jobs.store import datasets, events, idempotency, jobs, leases
+from jobs.store import datasets, events, idempotency, jobs, leases, webhooks
 from jobs.store.database import DATABASE_AWAY, Database, utc_now
 from jobs.store.jobs import Job, Lease
 from jobs.store.last_commit import Commit
@@ -327,6 +327,8 @@ class Worker:
             with self._database.write("forget") as connection:
                 age = timedelta(seconds=self._limits.idempotency_seconds)
                 idempotency.forget(connection, age)
+                kept = timedelta(seconds=self._limits.webhook_retention_seconds)
+                webhooks.forget(connection, kept)
             folder = self._machine.run_folder(attempt.job.id) / "checkpoints"
             shutil.rmtree(folder, ignore_errors=True)
 

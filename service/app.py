@@ -52,6 +52,7 @@ from service.routers import (
     openai_uploads,
     ops,
     predict,
+    webhooks,
 )
 from service.services import Services
 from service.settings import Settings
@@ -110,6 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
         datasets.router,
         backbones.router,
         jobs.router,
+        webhooks.router,
         models.router,
         exports.router,
         features.router,

@@ -64,6 +64,7 @@ STATUS: dict[type[GraftError], int] = {
     jobs_errors.TrainingError: 422,
     jobs_errors.JobError: 500,
     jobs_errors.JobNotFound: 404,
+    jobs_errors.DeliveryNotFound: 404,
     jobs_errors.IllegalTransition: 409,
     jobs_errors.JobNotEnded: 409,
     jobs_errors.RetryExists: 409,

@@ -58,6 +58,12 @@ def known_revisions() -> set[str]:
     return {script.revision for script in ScriptDirectory(str(_MIGRATIONS)).walk_revisions()}
 
 
+def sqlite_facts() -> tuple[str, bool]:
+    """Return the version of the SQLite library, and whether it is safe with a WAL file."""
+    version: tuple[int, ...] = sqlite_library.sqlite_version_info
+    return sqlite_library.sqlite_version, version >= _SAFE_WAL_VERSION
+
+
 class Database:
     """An engine and the two kinds of transaction.
 
@@ -220,7 +226,7 @@ def _sqlite_engine(url: URL, patience_seconds: float) -> Engine:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DBAPI connection
         connection.isolation_level = None  # transactions are begun by `begin` below, not guessed
-        safe = library.sqlite_version_info >= _SAFE_WAL_VERSION
+        _, safe = sqlite_facts()
         connection.execute(f"PRAGMA journal_mode={'WAL' if safe else 'TRUNCATE'}")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")

@@ -13,7 +13,7 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
-from jobs.store import figures, jobs, workers
+from jobs.store import figures, jobs, webhooks, workers
 from jobs.store.database import DATABASE_AWAY, utc_now
 from service.errors import NotReady
 from service.metrics import Backlog, Surroundings
@@ -63,13 +63,14 @@ def _backlog(services: Services) -> Backlog | None:
             counts = jobs.count_by_status(connection)
             since = jobs.queued_since(connection)
             alive = workers.count_alive(connection, silence)
+            messages = webhooks.count_by_status(connection)
             health = figures.health(connection)
             services.metrics.jobs.look(connection)
     except DATABASE_AWAY:
         return None
     age_seconds = 0.0 if since is None else (utc_now() - since).total_seconds()
     by_state = {state.value: count for state, count in counts.items()}
-    return Backlog(by_state, age_seconds, alive, health)
+    return Backlog(by_state, age_seconds, alive, health, messages)
 
 
 def _look(services: Services) -> dict[str, Any]:

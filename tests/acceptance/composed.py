@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from typing import Any
 
 from tests.docker_files import REPOSITORY, compose_services, stages
 from tests.postgresql import PostgresqlServer
-from tests.waiting import until
 
 _CONFINE = """
 set -e
@@ -54,20 +54,26 @@ class Composed:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str) -> None:
-        """Start a service behind those that it waits for, and wait until it is healthy."""
+        """Start a service behind those that it waits for."""
         service = self.services[name]
         for awaited in service.get("depends_on", {}):
             assert awaited == "postgres" or awaited in self.processes, f"{name} needs {awaited}"
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                self._confined(service["command"]),
+                self.confined(_python(service["command"])),
                 env=self._environment(service),
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        until(lambda: self.is_healthy(name), _READY_SECONDS, what=f"{name} is healthy")
+
+    def wait_until_healthy(self, name: str) -> None:
+        """Repeat a service's health check until it passes."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while not self.is_healthy(name):
+            assert time.monotonic() < deadline, f"{name} is not healthy"
+            time.sleep(0.5)  # each check is a process of its own
 
     def is_healthy(self, name: str) -> bool:
         """Run a service's health check, as the engine would inside of its container."""
@@ -84,6 +90,19 @@ class Composed:
         process = self.processes.pop(name)
         process.send_signal(signal.SIGTERM)
         return process.wait(_seconds(self.services[name]["stop_grace_period"]))
+
+    def run(self, name: str, *command: str) -> str:
+        """Run a command in a service's place, as `compose run --rm`; return what it prints."""
+        done = subprocess.run(
+            self.confined(_python(["graft", *command])),
+            env=self._environment(self.services[name]),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
 
     def log(self, name: str) -> str:
         """Return what a service has logged."""
@@ -102,14 +121,15 @@ class Composed:
             **self.overrides,
         }
 
-    def _confined(self, command: list[str]) -> list[str]:
+    def confined(self, command: list[str]) -> list[str]:
+        """Return a command that runs another one confined, where we may."""
         if not can_confine():
-            return _python(command)
+            return command
         data, temporary = self.folder / "data", self.folder / "tmp"
         script = _CONFINE.format(
             data=shlex.quote(str(data)),
             temporary=shlex.quote(str(temporary)),
-            command=shlex.join(_python(command)),
+            command=shlex.join(command),
         )
         return ["unshare", "--mount", "sh", "-c", script]
 
@@ -123,7 +143,7 @@ def can_confine() -> bool:
 @contextmanager
 def composed(folder: Path, port: int, overrides: Mapping[str, str]) -> Iterator[Composed]:
     """Yield the services, none started but PostgreSQL; kill what still runs at the end."""
-    for name in ("data", "tmp", "run"):
+    for name in ("data", "tmp"):
         (folder / name).mkdir()
     password_file = folder / "database_password"
     password_file.write_text("pass:word@with/signs\n")
@@ -162,8 +182,9 @@ def _database_with_password(server: PostgresqlServer, password: str) -> str:
         connection.execute("SELECT pg_reload_conf()")
         # Its socket lies among its files, which are another user's: without capabilities of ours
         socket_folder = Path(connection.info.host)
-        socket_folder.chmod(0o711)
-        return str(socket_folder)
+    for folder in (socket_folder, socket_folder.parent):
+        folder.chmod(0o711)
+    return str(socket_folder)
 
 
 def _image_environment(target: str) -> dict[str, str]:

@@ -14,7 +14,29 @@ ELSEWHERE = {
         "train.after_candidate",
     ),
     "tests/acceptance/test_batch_predict.py": ("predictions.before_fsync",),
+    "tests/integration/test_backup.py": (
+        "backup.after_rows",
+        "backup.begin.after_rename",
+        "backup.snapshot.before_rename",
+        "copy.before_rename",
+        "restore.mark.after_rename",
+        "restore_end.after_commit",
+        "restore_end.before_tx",
+        "restore_end.in_tx",
+        "restore_rows.after_commit",
+        "restore_rows.before_tx",
+        "restore_rows.in_tx",
+    ),
     "tests/integration/test_exports.py": ("export.after_graph",),
+    "tests/integration/test_garbage.py": (
+        "collect.after_folder",
+        "collect.after_unlink",
+        "collect.before_folder",
+        "collect.before_unlink",
+        "collect_figures.after_commit",
+        "collect_figures.before_tx",
+        "collect_figures.in_tx",
+    ),
     "tests/integration/test_ingest.py": (
         "decoder.image",
         "ingest.after_blobs",
@@ -24,6 +46,15 @@ ELSEWHERE = {
     ),
     "tests/integration/test_race.py": ("race.after_features", "race.after_probe"),
     "tests/integration/test_resume.py": ("train.after_head", "train.images"),
+    "tests/integration/test_webhooks.py": (
+        "webhook.after_send",
+        "webhook_claim.after_commit",
+        "webhook_claim.before_tx",
+        "webhook_claim.in_tx",
+        "webhook_note.after_commit",
+        "webhook_note.before_tx",
+        "webhook_note.in_tx",
+    ),
     "tests/integration/test_weights_vault.py": (
         "weights.learned.before_rename",
         "weights.record.before_rename",
@@ -51,6 +82,7 @@ NOT_BY_NAME = frozenset(
         "neighbours",
         "predictions_table",
         "shadow",
+        "webhook_redeliver",
         "weights.bundle",
     }
 )
