@@ -90,6 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         dependencies=[Depends(access.admit)],
+        responses=problems.DOCUMENTED,
     )
     app.state.services = services
     problems.install(app)
