@@ -16,7 +16,7 @@ FIGURES ?= .
 export DATA CATALOG BACKBONE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo check format test test-postgres gpu cover bench bench-gpu soak lock clean
+.PHONY: help install run demo check format test test-postgres gpu cover bench bench-gpu soak lock clean abuse
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -71,6 +71,11 @@ bench-gpu: install ## Print what a CUDA device is worth, and what might be faste
 soak: install ## Kill processes at random (KILLS=200) and damage array files (FUZZES=5000) for long
 	GRAFT_TEST_KILLS=$${KILLS:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_kills.py -s
 	GRAFT_TEST_FUZZES=$${FUZZES:-5000} $(BIN)/pytest -m "not gpu" tests/integration/test_array_fuzz.py -s
+	GRAFT_TEST_SCHEMA_EXAMPLES=$${EXAMPLES:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_schemathesis.py -s
+	GRAFT_TEST_STRUCTURES=$${STRUCTURES:-20000} $(BIN)/pytest tests/abuse/test_structures.py -s
+
+abuse: install ## Send every hostile request there is, on both databases; figures to build/abuse.json
+	$(BIN)/python -m tests.abuse build/abuse.json
 
 lock: ## Pin every package with hashes (needs uv)
 	uv pip compile pyproject.toml --extra onnx --universal --python-version 3.11 --generate-hashes --no-header \
