@@ -13,6 +13,7 @@ from jobs.executors.protocol import Handle
 from jobs.metrics_files import MetricsFiles
 from jobs.states import JobState
 from jobs.store.jobs import Job, Lease
+from jobs.trail import Trail
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Attempt:
         handle: Its child, as the executor knows it.
         folder: The attempt's folder.
         figures: What it measured, as files.
+        trail: What its log lines and spans are found by.
         need: The memory it is taken to need.
         offset_bytes: How much of the child's progress has been read.
         last_line: `result` or `error`, once the child wrote it.
@@ -46,6 +48,7 @@ class Attempt:
     handle: Handle
     folder: Path
     figures: MetricsFiles
+    trail: Trail
     need: Need = Need(0, 0)  # noqa: RUF009 - frozen
     offset_bytes: int = 0
     last_line: dict[str, Any] | None = None

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs import trail
 from jobs.eta import PhaseEstimate
 from jobs.progress import FILE_NAME, ProgressWriter
 from models_cache import faults
@@ -43,10 +44,11 @@ def main(spec_path: str) -> None:
     spec = json.loads(Path(spec_path).read_text())
     faults.arm(spec["faults"], Path(spec["faults_folder"]))
     progress = ProgressWriter(Path(spec["attempt_folder"]) / FILE_NAME, PhaseEstimate())
-    try:
-        download(spec, progress)
-    except GraftError as error:
-        progress.error(error)
+    with trail.followed(spec):
+        try:
+            download(spec, progress)
+        except GraftError as error:
+            progress.error(error)
 
 
 if __name__ == "__main__":

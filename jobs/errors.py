@@ -96,6 +96,19 @@ class JobNotFound(JobError):
 
 
 @leaf
+class DeliveryNotFound(JobError):
+    """No such message about the job."""
+
+    code = "delivery-not-found"
+    sentence = (
+        "job {job_id} has no message {delivery_id}; "
+        "GET /v1/jobs/{job_id}/webhook/deliveries lists them"
+    )
+    job_id: str
+    delivery_id: str
+
+
+@leaf
 class JobNotEnded(JobError):
     """Only an ended job can be deleted or retried."""
 
@@ -165,6 +178,20 @@ class DatasetRejected(DatasetError):
     code = "dataset-rejected"
     sentence = "dataset {dataset_id} was rejected; its problem and its report say why"
     dataset_id: str
+
+
+@leaf
+class DatasetFilesMissing(DatasetError):
+    """Files of a dataset are gone from the data folder."""
+
+    code = "dataset-files-missing"
+    sentence = (
+        "{files} files of dataset {dataset_id} are gone, the first is {first}; "
+        "restore a backup that has them, or upload the images again"
+    )
+    dataset_id: str
+    files: int
+    first: str
 
 
 @leaf

@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from jobs import trail
 from jobs.batch_predict import BatchSpec, predict_all
 from jobs.exports.child import export
 from jobs.progress import FILE_NAME, ProgressWriter
@@ -37,13 +38,14 @@ def main(spec_path: str) -> None:
     progress = ProgressWriter(Path(value["attempt_folder"]) / FILE_NAME)
     interruption = Interruption(value["time_limit_seconds"])
     interruption.listen()
-    try:
-        progress.result(_work(value["kind"], path, progress, interruption))
-    except GraftError as error:
-        progress.error(error)
-    except StoppedOnRequest:
-        progress.log("stopped on request")
-        sys.exit(EXIT_STATUS)
+    with trail.followed(value):
+        try:
+            progress.result(_work(value["kind"], path, progress, interruption))
+        except GraftError as error:
+            progress.error(error)
+        except StoppedOnRequest:
+            progress.log("stopped on request")
+            sys.exit(EXIT_STATUS)
 
 
 def _work(

@@ -14,6 +14,7 @@ from models_cache.egress_policy import PUBLIC_ONLY, EgressPolicy
 if TYPE_CHECKING:  # settings need `Machine`, and every process settings: without the database
     from jobs.store.datasets import Dataset
     from jobs.store.jobs import Job
+    from jobs.trail import Trail
 
 FILE_NAME = "spec.json"
 _OF_AN_INGEST = ("val_fraction", "corrections", "unlabelled")
@@ -35,6 +36,9 @@ class Machine:
         ingest_limits: Overrides of `IngestLimits` fields.
         code_version: Version of this program, recorded in artifacts.
         faults: Plan of named points to fail at, for tests.
+        log_format: `text` or `json`.
+        log_level: Least severe line.
+        traces_url: Where spans are collected; empty: nowhere.
     """
 
     data_folder: Path
@@ -48,6 +52,9 @@ class Machine:
     ingest_limits: dict[str, Any] = field(default_factory=dict)
     code_version: str = "0"
     faults: str = ""
+    log_format: str = "text"
+    log_level: str = "info"
+    traces_url: str = ""
 
     @property
     def usable_gpus(self) -> tuple[str, ...]:
@@ -84,12 +91,15 @@ def remove_scratch(attempt_folder: Path) -> None:
     shutil.rmtree(attempt_folder / "ingest", ignore_errors=True)
 
 
-def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Dataset | None) -> Path:
+def write_spec(
+    machine: Machine, job: Job, trail: Trail, dataset: Dataset | None, parent: Dataset | None
+) -> Path:
     """Write the spec of a job's current attempt and return its path.
 
     Args:
         machine: The machine it runs on.
         job: The claimed job.
+        trail: Of the attempt.
         dataset: The dataset it works on, if any.
         parent: For an ingest: the version whose images are kept.
     """
@@ -105,6 +115,13 @@ def write_spec(machine: Machine, job: Job, dataset: Dataset | None, parent: Data
         "parent_pid": os.getpid(),
         "faults": machine.faults,
         "faults_folder": str(machine.data_folder / "run" / "faults"),
+        "trail": {
+            **trail.for_child(),
+            "log_format": machine.log_format,
+            "log_level": machine.log_level,
+            "traces_url": machine.traces_url,
+            "version": machine.code_version,
+        },
     }
     particular = {
         "ingest": _ingest,

@@ -16,16 +16,14 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from jobs import lifecycle, publish
 from jobs.admission import Need
 from jobs.attempt import Attempt
+from jobs.away import AWAY
 from jobs.errors import AttemptDied, AttemptsExhausted, AttemptStalled, LeaseLost
 from jobs.executors.protocol import AttemptSpec, Executor, Exited, Lost
 from jobs.gate import Gate
-from jobs.housekeeping import bound_caches
+from jobs.housekeeping import bound_caches, forget_rows
 from jobs.metrics_files import MetricsFiles
 from jobs.presence import Presence
 from jobs.progress import FILE_NAME as PROGRESS_FILE
@@ -33,10 +31,11 @@ from jobs.progress import read_progress
 from jobs.slots import CHILD_KINDS, SLOT_KINDS
 from jobs.specs import Machine, remove_scratch, write_spec
 from jobs.states import TERMINAL, JobEvent, JobState
-from jobs.store import datasets, events, idempotency, jobs, leases
+from jobs.store import datasets, events, jobs, leases
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
 from jobs.store.last_commit import Commit
+from jobs.trail import Trail
 from jobs.worker_limits import WorkerLimits
 from models_cache import faults
 from models_cache.blobs import BlobStore
@@ -47,8 +46,7 @@ log = logging.getLogger(__name__)
 
 #: Exit status of a child that was asked to stop and left a checkpoint.
 STOPPED_ON_REQUEST = 75
-#: What goes away and comes back: the database, the disk.
-_AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
+_AWAY_SECONDS = 1.0
 _START_AGAIN_AFTER = timedelta(seconds=5)
 _AGAIN_AFTER_LOSS = timedelta(seconds=1)
 #: An idle worker looks for jobs when something was committed, and after so long for those whose
@@ -95,15 +93,15 @@ class Worker:
         """Work until `should_stop`; then let children write a checkpoint and queue their jobs."""
         self._presence.begin()
         while not should_stop():
-            busy = False
+            idle_seconds = self._limits.tick_seconds
             try:
                 busy = self._tick()
-            except _AWAY:
-                # The database or the disk is away: children go on within their lease.
-                log.exception("the worker's loop was interrupted")
+            except AWAY as error:  # children go on within their lease
+                log.warning("the database or the disk is away: %s", error)
+                busy, idle_seconds = False, _AWAY_SECONDS
             self._stop_overdue()
             if not busy:
-                self._executor.wait(self._limits.tick_seconds)
+                self._executor.wait(idle_seconds)
         self._drain()
         self._presence.end()
 
@@ -184,8 +182,9 @@ class Worker:
                 parent = None
                 if dataset and dataset.parent:
                     parent = datasets.get(connection, dataset.parent, job.project)
+                trail = Trail(job, events.origin(connection, job.id))
             machine = self._machine.at_place(place)
-            spec_path = write_spec(machine, job, dataset or None, parent)
+            spec_path = write_spec(machine, job, trail, dataset or None, parent)
             folder = self._machine.attempt_folder(job)
             kind = CHILD_KINDS[job.type]
             handle = self._executor.start(AttemptSpec(kind, spec_path, folder))
@@ -200,7 +199,9 @@ class Worker:
             self._fail(job, lease, error)
             return
         figures = MetricsFiles(machine.run_folder(job.id), job.attempt)
-        self._attempts.append(Attempt(job, slot, place, lease, handle, folder, figures, need))
+        attempt = Attempt(job, slot, place, lease, handle, folder, figures, trail, need)
+        self._attempts.append(attempt)
+        trail.begin()
 
     # -- attending ---------------------------------------------------------------------------
 
@@ -211,9 +212,10 @@ class Worker:
         not mend is killed and its job queued again, with a fault counted.
         """
         try:
-            return self._attend(attempt)
-        except _AWAY:
-            log.exception("job %s could not be attended; trying again", attempt.job.id)
+            with attempt.trail.about():
+                return self._attend(attempt)
+        except AWAY as error:
+            log.warning("job %s could not be attended; trying again: %s", attempt.job.id, error)
             return False
         except Exception:  # a bug of ours: it costs this attempt, not the worker
             log.exception("job %s cannot be attended; its attempt is given up", attempt.job.id)
@@ -231,6 +233,7 @@ class Worker:
             if isinstance(outcome, (Exited, Lost)):
                 self._conclude(attempt, outcome)
                 self._attempts.remove(attempt)
+                attempt.trail.end()
                 self._tidy(attempt)
                 return True
             if time.monotonic() - attempt.renewed_at >= self._limits.heartbeat_seconds:
@@ -321,8 +324,7 @@ class Worker:
             faults.reach("worker.before_tidying")
             bound_caches(self._machine.data_folder, self._limits.disk_cache_bytes)
             with self._database.write("forget") as connection:
-                age = timedelta(seconds=self._limits.idempotency_seconds)
-                idempotency.forget(connection, age)
+                forget_rows(connection, self._limits)
             folder = self._machine.run_folder(attempt.job.id) / "checkpoints"
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -368,6 +370,7 @@ class Worker:
             self._executor.wait(self._limits.tick_seconds)
         if attempt in self._attempts:
             self._attempts.remove(attempt)
+            attempt.trail.end()
 
     def _stop_overdue(self) -> None:
         """Stop children whose lease could not be renewed for two thirds of its length.

@@ -14,7 +14,7 @@ class WorkerLimits:
     weights_slots: int = 1
     engine_slots: int = 1
     export_slots: int = 1
-    lease_seconds: float = 45.0
+    lease_seconds: float = 40.0
     heartbeat_seconds: float = 10.0
     tick_seconds: float = 0.05
     sweep_seconds: float = 5.0
@@ -25,9 +25,25 @@ class WorkerLimits:
     memory_patience_seconds: float = 60.0  # for memory that other programs hold
     disk_cache_bytes: int = 20 << 30
     idempotency_seconds: float = 86_400.0
+    webhook_retention_seconds: float = 30 * 86_400.0
     low_water_bytes: int = 0  # with less of the disk free nothing is started
     fault_limit: int = 3
     #: Attempts in a row without a new checkpoint, whoever's fault: a job that takes its worker or
     #: its fork server down each time must end as well.
     attempt_limit: int = 50
     first_backoff_seconds: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """How long what is not needed any more is kept.
+
+    Args:
+        grace_seconds: Files that no row points to.
+        runs_days: Run folders of jobs that ended: logs, figures, predictions.
+        figures_days: Figures by step in the event log of jobs that ended.
+    """
+
+    grace_seconds: float = 86_400.0
+    runs_days: float = 30.0
+    figures_days: float = 90.0

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from models_cache import logs, tracing
 from models_cache.errors import InferenceAddressInvalid, PredictTooLarge
 
 Scope = MutableMapping[str, Any]
@@ -67,6 +69,25 @@ async def unless_client_gone(work: Coroutine[Any, Any, _Answer], receive: Receiv
         answer.cancel()
         gone.cancel()
         await asyncio.gather(answer, gone, return_exceptions=True)  # it lets go of what it holds
+
+
+def trail() -> dict[str, str]:
+    """Return the headers by which a call to another process is found in logs and among spans."""
+    request_id = logs.facts().get("request_id")
+    known = {} if request_id is None else {"x-request-id": str(request_id)}
+    return {**known, **tracing.carrier()}
+
+
+@contextmanager
+def followed(scope: Scope) -> Iterator[None]:
+    """Have what a call does say which request it is for, as `trail` told."""
+    headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+    request_id = headers.get("x-request-id")
+    with (
+        logs.about(**({} if request_id is None else {"request_id": request_id})),
+        tracing.span(f"{scope['method']} {scope['path']}", headers),
+    ):
+        yield
 
 
 def as_json(value: object) -> bytes:

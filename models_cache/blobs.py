@@ -1,22 +1,30 @@
 """Immutable files named by the SHA-256 of their bytes: the only module that builds blob paths.
 
 Files come first, rows point to them. Two writers of the same bytes cannot disagree, so `put` is
-idempotent and needs no lock.
+idempotent and needs no lock among them. `collect` removes what nobody points to any more: a blob
+that is put again although it is there is made young first, under a lock that a collection takes
+alone, so that it is either gone before `put` looks or too young to go.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
 from models_cache import durable, faults
 from models_cache.errors import BlobCorrupt, BlobMissing
+
+_LOCK = ".lock"
+_CORRUPT_SUFFIX = ".corrupt"
+_HEX = frozenset("0123456789abcdef")
+_COPY_BYTES = 1 << 20
 
 _FLUSHING_THREADS = 8  # of many files at once; they wait for the disk, not for a core
 
@@ -33,6 +41,23 @@ class Blob:
         return {"sha256": self.sha256, "size": self.size_bytes}
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A file of the store as a listing found it.
+
+    Args:
+        path: Where it lies.
+        sha256: Its name; empty for what a killed writer or a damaged disk left.
+        size_bytes: Of the file.
+        put_at: When it was last put, in seconds of Unix time.
+    """
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    put_at: float
+
+
 class BlobStore:
     """A folder of blobs, two hex digits of fan-out.
 
@@ -45,7 +70,7 @@ class BlobStore:
 
     def local_path(self, sha256: str) -> Path:
         """Return where the blob is or would be; the name is checked, since it becomes a path."""
-        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        if not is_name(sha256):
             raise BlobMissing(sha256[:80])
         return self._root / sha256[:2] / sha256
 
@@ -53,7 +78,7 @@ class BlobStore:
         """Store `data` durably and return its name."""
         sha256 = durable.sha256_of_bytes(data)
         blob = Blob(sha256, len(data))
-        if not self.exists(blob):
+        if not self._claim(blob):
             durable.write_bytes(self.local_path(sha256), data, point="blob")
         return blob
 
@@ -72,7 +97,7 @@ class BlobStore:
         size_bytes = source.stat().st_size
         sha256 = sha256 or durable.sha256_of_file(source)
         blob, path = Blob(sha256, size_bytes), self.local_path(sha256)
-        if self.exists(blob):
+        if self._claim(blob):
             source.unlink()
             return blob
         with durable.needing_space("storing a file"):
@@ -101,7 +126,7 @@ class BlobStore:
         fresh = {
             sha256: path
             for sha256, path in sources.items()
-            if not self.exists(Blob(sha256, path.stat().st_size))
+            if not self._claim(Blob(sha256, path.stat().st_size))
         }
         faults.reach("blob.before_fsync")
         with ThreadPoolExecutor(_FLUSHING_THREADS) as pool:
@@ -125,6 +150,90 @@ class BlobStore:
         """Tell whether a blob of that name and size is stored; reads no content."""
         path = self.local_path(blob.sha256)
         return path.is_file() and path.stat().st_size == blob.size_bytes
+
+    def _claim(self, blob: Blob) -> bool:
+        """Tell whether a blob is stored; one that is counts as put now, and is not collected."""
+        if not self.exists(blob):
+            return False
+        with self._locked(fcntl.LOCK_SH):
+            if not self.exists(blob):  # it was collected a moment ago
+                return False
+            os.utime(self.local_path(blob.sha256))
+            return True
+
+    def copy_from(self, source: BlobStore, blob: Blob) -> None:
+        """Put a blob of another store, hashed on the way; nothing if one of that size is here.
+
+        Raises:
+            BlobMissing: The other store has none of that name.
+            BlobCorrupt: Its bytes there are not what its name says; nothing was put.
+            InsufficientStorage: The disk is full.
+        """
+        if not self._claim(blob):
+            source.copy_to(blob.sha256, self.local_path(blob.sha256))
+
+    def copy_to(self, sha256: str, path: Path) -> None:
+        """Write a copy of a blob to `path` durably, hashed on the way.
+
+        Raises:
+            BlobMissing: There is none of that name.
+            BlobCorrupt: Its bytes are not what its name says; nothing was written.
+            InsufficientStorage: The disk is full.
+        """
+        read = hashlib.sha256()
+        with self.open(sha256) as file, durable.writing(path, "copy") as target:
+            while chunk := file.read(_COPY_BYTES):
+                read.update(chunk)
+                target.write(chunk)
+            if read.hexdigest() != sha256:
+                raise BlobCorrupt(sha256, read.hexdigest())
+
+    def listing(self) -> Iterator[Stored]:
+        """Yield every file of the store, in no order; one that goes meanwhile may be missing."""
+        for path in self._root.glob("??/*"):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                name = path.name if is_name(path.name) else ""
+                yield Stored(path, name, status.st_size, status.st_mtime)
+
+    def sweep(self) -> None:
+        """Remove what killed writers left, at once: for whoever knows that nobody else writes."""
+        for pattern in (f".*{durable.TEMPORARY_SUFFIX}", f"??/.*{durable.TEMPORARY_SUFFIX}"):
+            for path in self._root.glob(pattern):
+                path.unlink()
+
+    def collect(self, garbage: Iterable[Stored], put_before: float) -> int:
+        """Remove files that nobody has put since; the caller knows that nothing points to them.
+
+        Args:
+            garbage: From `listing`.
+            put_before: Unix seconds: what was put later stays.
+
+        Returns:
+            How many bytes were freed.
+        """
+        freed_bytes = 0
+        for file in garbage:
+            with self._locked(fcntl.LOCK_EX), suppress(FileNotFoundError):
+                if file.path.stat().st_mtime >= put_before:
+                    continue
+                faults.reach("collect.before_unlink")
+                file.path.unlink()
+                freed_bytes += file.size_bytes
+            faults.reach("collect.after_unlink")
+        return freed_bytes
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        with durable.needing_space("locking the store of files"):
+            self._root.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            descriptor = os.open(self._root / _LOCK, flags, 0o600)
+        try:
+            fcntl.flock(descriptor, how)
+            yield
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def open(self, sha256: str) -> Iterator[BufferedReader]:
@@ -163,11 +272,17 @@ class BlobStore:
         if actual == sha256:
             return
         path = self.local_path(sha256)
-        path.replace(path.with_name(f"{sha256}.corrupt"))
+        path.replace(path.with_name(f"{sha256}{_CORRUPT_SUFFIX}"))
         raise BlobCorrupt(sha256, actual)
 
 
+def is_name(text: str) -> bool:
+    """Tell whether a text can be a blob's name: 64 lower-case hex digits."""
+    return len(text) == 64 and set(text) <= _HEX
+
+
 def _flush(path: Path) -> None:
+    os.utime(path)  # it may have been written long before it is put
     with path.open("rb") as file:
         os.fsync(file.fileno())
     path.chmod(0o600)

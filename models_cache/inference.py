@@ -44,6 +44,7 @@ from models_cache.asgi import (
     Scope,
     Send,
     as_json,
+    followed,
     listen,
     read_body,
     respond,
@@ -149,7 +150,8 @@ class InferenceApp:
             await respond(send, 200, self._metrics.page(), CONTENT_TYPE_LATEST.encode())
         elif scope["type"] == "http":
             try:
-                status, body = 200, await self._answer(scope, receive)
+                with followed(scope):
+                    status, body = 200, await self._answer(scope, receive)
             except GraftError as error:
                 status, body = _status_of(type(error)), as_json({"error": to_wire(error)})
             except ClientGone:

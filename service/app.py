@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from fastapi import Depends, FastAPI
+from fastapi.telemetry import TelemetryConfig
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
@@ -26,6 +27,7 @@ from service.access_errors import DoorsOpen
 from service.audit import AuditLog
 from service.audit_trail import AuditTrail
 from service.engine_wishes import EngineWishes
+from service.folder_sizes import FolderSizes
 from service.indexing import Indexer
 from service.inference_client import InferenceClient
 from service.key_ring import KeyRing
@@ -50,6 +52,7 @@ from service.routers import (
     openai_uploads,
     ops,
     predict,
+    webhooks,
 )
 from service.services import Services
 from service.settings import Settings
@@ -60,6 +63,15 @@ from service.version_finder import VersionFinder
 
 _SWEEP_SECONDS = 600.0
 _MOST_PREDICTIONS = 512  # requests at once, each with its images in memory
+_UNTRACED = frozenset({"/healthz", "/readyz", "/metrics"})  # asked all the time
+#: Spans of requests, where somebody collects them (`models_cache.tracing`).
+_TRACED: TelemetryConfig = {
+    "auto_configure": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "exclude": lambda scope: scope["path"] in _UNTRACED,
+}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -91,6 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         dependencies=[Depends(access.admit)],
         responses=problems.DOCUMENTED,
+        telemetry=_TRACED,
     )
     app.state.services = services
     problems.install(app)
@@ -99,6 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
         datasets.router,
         backbones.router,
         jobs.router,
+        webhooks.router,
         models.router,
         exports.router,
         features.router,
@@ -128,13 +142,17 @@ def build_services(settings: Settings) -> Services:
     """
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = Database(settings.resolved_database_url, settings.ballast)
+    database = Database(settings.database_address, settings.ballast)
     database.migrate()
     key_ring = KeyRing(database, settings.key_limits)
     if not (settings.is_loopback or settings.allow_anonymous or key_ring.keys_exist()):
         raise DoorsOpen(settings.host)
+    metrics = ServiceMetrics()
+    with database.read() as connection:
+        metrics.jobs.begin(connection)
     catalogues = [Path(path) for path in settings.weights_catalog]
     blobs = BlobStore(settings.data_dir / "blobs")
+    versions = VersionFinder(database)
     inference = InferenceClient(settings.resolved_inference_url, settings.predict_timeout_seconds)
     return Services(
         settings=settings,
@@ -154,14 +172,15 @@ def build_services(settings: Settings) -> Services:
         indexer=Indexer(
             blobs, NeighbourStore(settings.data_dir / "cache" / "neighbours"), inference
         ),
-        versions=VersionFinder(database),
+        versions=versions,
         engine_wishes=EngineWishes(database),
-        shadows=Shadows(database, inference, settings.shadow_fraction),
-        metrics=ServiceMetrics(),
+        shadows=Shadows(database, versions, inference, settings.shadow_fraction),
         key_ring=key_ring,
         rates=Rates(),
         false_keys=Rates(),
         audit=AuditLog(settings.data_dir / "audit", settings.audit_bytes),
+        folder_sizes=FolderSizes(settings.data_dir),
+        metrics=metrics,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -58,7 +59,12 @@ class HttpConnections:
         self._idle: deque[_Connection] = deque()
 
     async def request(
-        self, method: str, path: str, body: bytes, timeout_seconds: float
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        timeout_seconds: float,
+        headers: Mapping[str, str] | None = None,
     ) -> HttpAnswer:
         """Send a request and return its answer; cancelling it hangs up.
 
@@ -67,9 +73,10 @@ class HttpConnections:
         Raises:
             InferenceUnavailable: Nobody listens, or no whole answer came in time.
         """
+        more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         head = (
-            b"%s %s HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n"
-            % (method.encode(), path.encode(), self._host, len(body))
+            b"%s %s HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n%s\r\n"
+            % (method.encode(), path.encode(), self._host, len(body), more.encode())
         )  # fmt: skip
         try:
             async with asyncio.timeout(timeout_seconds):

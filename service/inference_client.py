@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models_cache import wire
+from models_cache import asgi, wire
 from models_cache.errors import (
     GraftError,
     InferenceUnavailable,
@@ -104,7 +104,7 @@ class InferenceClient:
 
     async def _post(self, path: str, body: bytes) -> dict[str, Any]:
         seconds = self._timeout_seconds + _GRACE_SECONDS
-        answer = await self._connections.request("POST", path, body, seconds)
+        answer = await self._connections.request("POST", path, body, seconds, asgi.trail())
         try:
             value = json.loads(answer.body)
         except ValueError as error:  # its own "Internal Server Error"

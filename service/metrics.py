@@ -7,7 +7,7 @@ first). Histograms have no model: a thousand models would make sixteen thousand 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from jobs.store.figures import Health
+from jobs.store.webhooks import Status
+from service.job_metrics import JobMetrics
 from service.version import VERSION
 
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -39,11 +42,15 @@ class Backlog:
         jobs: How many jobs are in each state.
         queue_age_seconds: For how long the oldest queued job waits; 0 if none does.
         workers_alive: Workers heard of lately.
+        health: Leases, heartbeats and attempts.
+        webhooks: How many messages of webhooks are in each state.
     """
 
     jobs: dict[str, int]
     queue_age_seconds: float
     workers_alive: int
+    health: Health
+    webhooks: Mapping[Status, int]
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,15 @@ class Surroundings:
     Args:
         backlog: None if the database did not answer.
         disk_free_bytes: Of the data folder's disk.
+        disk_total_bytes: The same.
+        data_bytes: By folder of state, once looked up.
         inference_up: Whether the inference process answered.
     """
 
     backlog: Backlog | None
     disk_free_bytes: int
+    disk_total_bytes: int
+    data_bytes: dict[str, int]
     inference_up: bool
 
 
@@ -88,6 +99,7 @@ class ServiceMetrics:
             registry=self._registry,
         )
         self._models: set[str] = set()
+        self.jobs = JobMetrics(self._registry)
 
     def saw_request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
         """Count a request by its ASGI scope, which has the route once one was found."""
@@ -127,6 +139,11 @@ class _Around(Collector):
         yield _gauge("database_up", "Whether the database answered", seen.backlog is not None)
         yield _gauge("inference_up", "Whether inference answered", seen.inference_up)
         yield _gauge("disk_free_bytes", "Free for the data folder", seen.disk_free_bytes)
+        yield _gauge("disk_total_bytes", "Of the data folder's disk", seen.disk_total_bytes)
+        data = GaugeMetricFamily("graft_data_bytes", "Used by state", labels=("folder",))
+        for folder, used_bytes in seen.data_bytes.items():
+            data.add_metric((folder,), used_bytes)
+        yield data
         if seen.backlog is None:
             return
         jobs = GaugeMetricFamily("graft_jobs", "Jobs by state", labels=("status",))
@@ -136,6 +153,17 @@ class _Around(Collector):
         age_seconds = seen.backlog.queue_age_seconds
         yield _gauge("job_queue_age_seconds", "The oldest queued job waits so long", age_seconds)
         yield _gauge("workers_alive", "Workers heard of lately", seen.backlog.workers_alive)
+        health = seen.backlog.health
+        yield _gauge("leases", "Jobs that a worker holds", health.leases)
+        yield _gauge("leases_overdue", "Of these, with a lease that is over", health.leases_overdue)
+        yield _gauge("jobs_retried", "Unfinished jobs beyond attempt 1", health.jobs_retried)
+        age_seconds = health.heartbeat_age_seconds
+        yield _gauge("worker_heartbeat_age_seconds", "The most silent worker's", age_seconds)
+        what = "Messages of webhooks by state, while they are kept"
+        messages = GaugeMetricFamily("graft_webhook_deliveries", what, labels=("status",))
+        for status, count in seen.backlog.webhooks.items():
+            messages.add_metric((status,), count)
+        yield messages
 
 
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:

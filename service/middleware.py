@@ -13,7 +13,8 @@ from typing import Any
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
 
-from jobs.keys import without_keys
+from jobs.keys import holds_key, without_keys
+from models_cache import logs
 from service.errors import TooManyUploads
 from service.problems import GONE_STATUS, error_answer
 
@@ -62,15 +63,15 @@ class RequestLog:
                 message["headers"].append((b"x-request-id", request_id.encode()))
             await send(message)
 
-        try:
-            await self._app(scope, receive, sending)
-        except ClientDisconnect:
-            pass
-        finally:
-            seconds = time.perf_counter() - started
-            path = ascii(without_keys(scope["path"])[:200])[1:-1]
-            log.info("%s %s %d %.1fms %s", scope["method"], path, status, seconds * 1e3, request_id)
-            self._observe(scope, status, seconds)
+        with logs.about(request_id=request_id):
+            try:
+                await self._app(scope, receive, sending)
+            except ClientDisconnect:
+                pass
+            finally:
+                seconds = time.perf_counter() - started
+                _log_request(scope, status, seconds, request_id)
+                self._observe(scope, status, seconds)
 
 
 class UploadLimit:
@@ -180,6 +181,14 @@ class HeadAsGet:
         await self._app({**scope, "method": "GET", "asgi": asgi}, receiving, sending)
 
 
+def _log_request(scope: Scope, status: int, seconds: float, request_id: str) -> None:
+    method, path = scope["method"], ascii(without_keys(scope["path"])[:200])[1:-1]
+    milliseconds = round(seconds * 1e3, 1)
+    told = {"method": method, "path": path, "status": status, "duration_ms": milliseconds}
+    line = "%s %s %d %.1fms %s"
+    log.info(line, method, path, status, milliseconds, request_id, extra={"facts": told})
+
+
 def _is_local(host: str) -> bool:
     """Tell whether a Host header is an address, or a name that always means this machine."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
@@ -198,5 +207,5 @@ def _given_id(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             text = value.decode("latin-1")
-            return text if _REQUEST_ID.fullmatch(text) else None
+            return text if _REQUEST_ID.fullmatch(text) and not holds_key(text) else None
     return None

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.datasets.limits import IngestLimits
 from jobs.keys import Limits
 from jobs.specs import Machine
 from jobs.store.ballast import Ballast
-from jobs.worker_limits import WorkerLimits
+from jobs.worker_limits import Retention, WorkerLimits
 from models_cache.egress_policy import EgressPolicy
 from service.connection_limits import ConnectionLimits
+from service.secret_files import secret_in, with_password
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -51,6 +53,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=_default_data_folder, description="Folder of all state.")
     database_url: str = Field(
         "", description="Empty: SQLite in the data folder; or postgresql+psycopg://..."
+    )
+    database_password_file: Path | None = Field(
+        None, description="File with the database's password, where its URL has none."
     )
     inference_url: str = Field(
         "", description="Empty: a socket in the data folder; or unix:///path or http://host:port."
@@ -130,11 +135,29 @@ class Settings(BaseSettings):
     idempotency_seconds: float = Field(
         86_400.0, ge=1, description="For so long a request with the same key is made only once."
     )
+    gc_interval_seconds: float = Field(
+        86_400.0, ge=0, description="Between collections of garbage by the worker; 0: never."
+    )
+    gc_grace_seconds: float = Field(
+        86_400.0, ge=600, description="For so long files that no row points to are kept."
+    )
+    keep_runs_days: float = Field(
+        30.0, ge=0, description="For so long logs, figures and predictions of ended jobs are kept."
+    )
+    keep_figures_days: float = Field(
+        90.0, ge=0, description="For so long figures by step stay in the log of ended jobs."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines for people, or one JSON object each."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line that is logged."
     )
+    traces_url: str = Field(
+        "", description="Collector of OpenTelemetry spans, OTLP over HTTP; empty: none."
+    )
     lease_seconds: float = Field(
-        45.0,
+        40.0,
         ge=1,
         le=3600,
         description="After so long without a sign a worker of another host is dead.",
@@ -182,6 +205,31 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
+    @field_validator("traces_url")
+    @classmethod
+    def _exportable(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("a collector's address begins with http:// or https://")
+        if value and find_spec("opentelemetry.exporter") is None:
+            raise ValueError("spans need the extra `telemetry`: pip install 'graft[telemetry]'")
+        return value
+
+    @field_validator("database_password_file")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is not None and not secret_in(value):
+            raise ValueError(f"{value} is empty, or cannot be read by this user")
+        return value and value.absolute()
+
+    @model_validator(mode="after")
+    def _refuse_password_for_nobody(self) -> Settings:
+        if self.database_password_file is not None and "@" not in self.database_url:
+            raise ValueError(
+                "GRAFT_DATABASE_PASSWORD_FILE needs a GRAFT_DATABASE_URL with a user: "
+                "postgresql+psycopg://user@host/name"
+            )
+        return self
+
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the api."""
@@ -189,8 +237,14 @@ class Settings(BaseSettings):
 
     @cached_property
     def resolved_database_url(self) -> str:
-        """The database, with the default filled in."""
+        """The database, with the default filled in, and without the password in a file."""
         return self.database_url or f"sqlite:///{self.data_dir / 'graft.db'}"
+
+    @cached_property
+    def database_address(self) -> str:
+        """The database, with its password: for connecting, not for printing."""
+        url, path = self.resolved_database_url, self.database_password_file
+        return url if path is None else with_password(url, path)
 
     @cached_property
     def resolved_inference_url(self) -> str:
@@ -249,6 +303,15 @@ class Settings(BaseSettings):
             decoders=min(_MOST_DECODERS, available_cores()),
         )
 
+    @cached_property
+    def retention(self) -> Retention:
+        """How long what is not needed any more is kept."""
+        return Retention(
+            grace_seconds=self.gc_grace_seconds,
+            runs_days=self.keep_runs_days,
+            figures_days=self.keep_figures_days,
+        )
+
     def machine(self, code_version: str, gpus: tuple[str, ...]) -> Machine:
         """Return what attempts on this machine, which has these GPUs, share."""
         return Machine(
@@ -263,6 +326,9 @@ class Settings(BaseSettings):
             ingest_limits=self.ingest_limits.as_json(),
             code_version=code_version,
             faults=self.faults,
+            log_format=self.log_format,
+            log_level=self.log_level,
+            traces_url=self.traces_url,
         )
 
     def worker_limits(self, gpus: int) -> WorkerLimits:
@@ -274,6 +340,7 @@ class Settings(BaseSettings):
             stall_seconds=self.stall_seconds,
             disk_cache_bytes=self.disk_cache_bytes,
             idempotency_seconds=self.idempotency_seconds,
+            webhook_retention_seconds=self.webhook_retention_seconds,
             low_water_bytes=self.low_water_bytes,
         )
 
@@ -300,6 +367,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
         **os.environ,
         "GRAFT_DATA_DIR": str(settings.data_dir),
         "GRAFT_DATABASE_URL": settings.resolved_database_url,
+        "GRAFT_DATABASE_PASSWORD_FILE": str(settings.database_password_file or ""),
         "GRAFT_INFERENCE_URL": settings.resolved_inference_url,
         "GRAFT_HOST": settings.host,
         "GRAFT_PORT": str(settings.port),
@@ -315,6 +383,7 @@ def embedded_settings(data_folder: Path, port: int, catalogues: tuple[str, ...])
         "host": "127.0.0.1",
         "port": port,
         "database_url": "",
+        "database_password_file": None,
         "inference_url": "",
     }
     if catalogues:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jobs import trail
 from jobs.datasets import doctor, findings
 from jobs.datasets.appearance import Appearance, appearance_of
 from jobs.datasets.array_unpack import array_reader, unpack_arrays
@@ -54,11 +55,12 @@ def main(spec_path: str) -> None:
     faults.arm(spec.faults, Path(spec.faults_folder))
     progress = ProgressWriter(spec.attempt_folder / FILE_NAME, PhaseEstimate())
     scratch = spec.attempt_folder / "ingest"
-    try:
-        Ingest(spec, progress, scratch).run()
-    finally:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(scratch)
+    with trail.followed(value):
+        try:
+            Ingest(spec, progress, scratch).run()
+        finally:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(scratch)
 
 
 class Ingest:

@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, select, update
 
-from jobs.errors import DatasetNotFound
+from jobs.errors import DatasetFilesMissing, DatasetNotFound
 from jobs.store.database import utc_now
 from jobs.store.tables import datasets
+from models_cache.errors import to_wire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +162,16 @@ def set_rejected(
         .values(status="rejected", problem=problem, report_sha256=report_sha256)
     )
     return done.rowcount == 1
+
+
+def set_broken(connection: Connection, dataset_id: str, files: int, first: str) -> None:
+    """Reject a dataset that was ready: files of it are gone."""
+    problem = to_wire(DatasetFilesMissing(dataset_id, files, first))
+    connection.execute(
+        update(datasets)
+        .where(datasets.c.id == dataset_id, datasets.c.status == "ready")
+        .values(status="rejected", problem=problem)
+    )
 
 
 def set_examined(connection: Connection, dataset_id: str, examined_sha256: str) -> None:

@@ -45,6 +45,13 @@ def append(connection: Connection, job_id: str, rows: Sequence[tuple[str, dict[s
     )
 
 
+def origin(connection: Connection, job_id: str) -> dict[str, str]:
+    """Return where a job came from, as `jobs.trail.origin` said when it was accepted."""
+    first = (job_events.c.job_id == job_id, job_events.c.seq == 1)
+    data = connection.scalar(select(job_events.c.data).where(*first))
+    return dict((data or {}).get("origin", {}))
+
+
 def page(connection: Connection, job_id: str, after_seq: int, limit: int) -> list[Event]:
     """Return up to `limit` events behind `after_seq`, oldest first."""
     rows = connection.execute(

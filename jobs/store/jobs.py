@@ -19,6 +19,7 @@ from sqlalchemy import (
     update,
 )
 
+from jobs import trail
 from jobs.errors import IllegalTransition, JobNotEnded, JobNotFound, LeaseLost
 from jobs.states import HELD, TERMINAL, JobEvent, JobState, next_state
 from jobs.store import events
@@ -118,7 +119,9 @@ def accept(connection: Connection, new: NewJob) -> Job:
             created_at=utc_now(),
         )
     )
-    events.append(connection, new.id, [("state", {"status": JobState.QUEUED.value})])
+    data: dict[str, Any] = {"status": JobState.QUEUED.value}
+    origin = trail.origin()
+    events.append(connection, new.id, [("state", data | ({"origin": origin} if origin else {}))])
     return get(connection, new.id, new.project)
 
 

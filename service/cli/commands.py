@@ -7,13 +7,16 @@ import sys
 import httpx2
 import typer
 
+from jobs.keys import without_keys
 from service.cli import (
+    backup_commands,
     batch_command,
     client_commands,
     demo,
     doctor,
     export_command,
     feedback_commands,
+    gc_command,
     key_commands,
     processes,
     race_command,
@@ -37,6 +40,9 @@ app.command("batch")(batch_command.batch)
 app.command("export")(export_command.export)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("gc")(gc_command.gc)
+app.add_typer(backup_commands.app, name="backup")
+app.command("restore")(backup_commands.restore)
 app.add_typer(feedback_commands.app, name="feedback")
 app.add_typer(weights_commands.app, name="weights")
 app.add_typer(key_commands.app, name="keys")
@@ -47,6 +53,6 @@ def run() -> None:
     try:
         app()
     except (GraftProblem, JobFailed, DatasetRejected, TimeoutError) as error:
-        sys.exit(f"graft: {error}")
+        sys.exit(f"graft: {without_keys(str(error))}")
     except httpx2.ConnectError as error:
         sys.exit(f"graft: the service does not answer ({error}); is `graft serve` running?")

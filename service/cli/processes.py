@@ -1,20 +1,24 @@
-"""`graft serve | api | inference | worker`: the composition roots of the four processes.
+"""`graft serve | api | inference | worker`: the composition roots of four processes, and `ping`.
 
 Each imports what it needs when it runs, and so starts before the others' imports are paid for.
 """
 
 from __future__ import annotations
 
-import logging
+import atexit
 import os
 import signal
 import sys
 import uuid
+from contextlib import ExitStack
 from types import FrameType
 
 import typer
 
+from jobs.backup.unfinished import require_whole
+from models_cache import logs, tracing
 from service.cli.configuration import load_settings
+from service.cli.ping import ping
 from service.settings import Settings, child_environment, visible_devices
 from service.version import VERSION
 
@@ -23,7 +27,7 @@ app = typer.Typer(name="graft", add_completion=False, pretty_exceptions_enable=F
 
 def add_to(all_commands: typer.Typer) -> None:
     """Add the commands."""
-    for command in (serve, api, inference, worker):
+    for command in (serve, api, inference, worker, ping):
         all_commands.command()(command)
 
 
@@ -33,12 +37,15 @@ def serve() -> None:
     from service.supervisor import run_supervisor
 
     settings = load_settings()
+    require_whole(settings.data_dir)
     os.umask(0o077)
+    logs.begin(settings.log_format, settings.log_level)
     environment = child_environment(settings) | {
         "GRAFT_PORT": str(settings.port or free_port(settings.host))
     }
     url = f"http://{settings.host}:{environment['GRAFT_PORT']}"
-    print(_welcome(url, settings), flush=True)
+    if settings.log_format == "text":
+        print(_welcome(url, settings), flush=True)
     commands = {
         name: [sys.executable, "-P", "-m", "service.cli.main", name]
         for name in ("inference", "worker", "api")
@@ -57,12 +64,15 @@ def api() -> None:
     from service.supervisor import MISCONFIGURED_STATUS
 
     settings = load_settings()
-    _prepare(settings)
+    _prepare(settings, "api")
     try:
         application = create_app(settings)
     except DoorsOpen as error:
         print(f"graft: {error}", file=sys.stderr)
         raise typer.Exit(MISCONFIGURED_STATUS) from None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again after draining; the process shall end with status 0
+        signal.signal(number, lambda *_: None)
     limits = within_open_files(settings.connection_limits)
     answering = SecureAnswers(UploadLimit(application, limits.uploads))
     logged = RequestLog(answering, application.state.services.metrics.saw_request)
@@ -76,7 +86,7 @@ def inference() -> None:
     from models_cache import inference as process
 
     settings = load_settings()
-    _prepare(settings)
+    _prepare(settings, "inference")
     process.serve(
         process.InferenceConfig(
             data_folder=settings.data_dir,
@@ -93,18 +103,20 @@ def inference() -> None:
 
 def worker() -> None:
     """Run a worker process alone."""
+    from jobs.collector import Collector
     from jobs.executors.local import LocalExecutor
     from jobs.gpus import visible_gpus
     from jobs.presence import Presence
     from jobs.store.database import Database
+    from jobs.webhooks.sender import SenderLimits, WebhookSender
     from jobs.worker import Worker
     from models_cache import faults
     from models_cache.blobs import BlobStore
 
     settings = load_settings()
-    _prepare(settings)
+    _prepare(settings, "worker")
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
-    database = Database(settings.resolved_database_url, settings.ballast)
+    database = Database(settings.database_address, settings.ballast)
     database.migrate()
     executor = LocalExecutor(child_environment(settings))
     executor.warm()
@@ -114,8 +126,21 @@ def worker() -> None:
         f"worker_{uuid.uuid4().hex}",
         settings.device,
     )
+    collector = Collector(
+        database, settings.data_dir, settings.retention, settings.gc_interval_seconds
+    )
     stop = _StopFlag()
+    collector.start()
     machine = settings.machine(VERSION, visible_gpus(visible_devices()))
+    sender = WebhookSender(
+        database,
+        settings.egress,
+        SenderLimits(
+            timeout_seconds=settings.webhook_timeout_seconds,
+            first_wait_seconds=settings.webhook_retry_seconds,
+        ),
+    )
+    sender.start()
     Worker(
         database,
         BlobStore(settings.data_dir / "blobs"),
@@ -124,11 +149,13 @@ def worker() -> None:
         presence,
         settings.worker_limits(len(machine.usable_gpus)),
     ).run(stop.is_set)
+    sender.stop()
+    collector.stop()
     database.close()
 
 
 add_to(app)
-NAMES = frozenset({"serve", "api", "inference", "worker"})
+NAMES = frozenset({"serve", "api", "inference", "worker", "ping"})
 
 
 class _StopFlag:
@@ -147,16 +174,18 @@ class _StopFlag:
         return self._set
 
 
-def _prepare(settings: Settings) -> None:
-    """Keep every file to this user, and log to standard error."""
+def _prepare(settings: Settings, name: str) -> None:
+    """Keep every file to this user, log to standard error, collect spans until the end.
+
+    Raises:
+        RestoreUnfinished: The data folder is not whole.
+    """
+    require_whole(settings.data_dir)
     os.umask(0o077)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
-    for noisy in ("httpx2", "httpcore2", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logs.begin(settings.log_format, settings.log_level)
+    until_the_end = ExitStack()
+    until_the_end.enter_context(tracing.collected(settings.traces_url, f"graft-{name}", VERSION))
+    atexit.register(until_the_end.close)
 
 
 def _welcome(url: str, settings: Settings) -> str:

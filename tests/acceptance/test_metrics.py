@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.client import Graft, GraftProblem
 from tests.acceptance.running import RunningService
+from tests.monitoring import expressions
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
@@ -88,12 +89,39 @@ def test_metrics_tell_requests_batches_times_loads_and_jobs(
         assert found[(f"graft_{process}_process_resident_memory_bytes", ())] > 10 << 20
 
 
+def test_metrics_tell_how_jobs_ended_and_how_workers_and_disk_are(http: httpx2.Client) -> None:
+    found = samples(http)  # after the jobs of the test above
+    for kind in ("ingest", "fine_tune"):
+        outcome = (("outcome", "succeeded"), ("type", kind))
+        assert found[("graft_jobs_ended_total", outcome)] == 1, kind
+        for name in ("job_attempts_total", "job_run_seconds_count", "job_wait_seconds_count"):
+            assert found[(f"graft_{name}", (("type", kind),))] == 1, name
+        assert 0 < found[("graft_job_run_seconds_sum", (("type", kind),))] < 300
+    for name in ("leases", "leases_overdue", "jobs_retried"):
+        assert found[(f"graft_{name}", ())] == 0, name
+    assert 0 <= found[("graft_worker_heartbeat_age_seconds", ())] < 45
+    assert 0 < found[("graft_disk_free_bytes", ())] < found[("graft_disk_total_bytes", ())]
+    blobs = ("graft_data_bytes", (("folder", "blobs"),))
+    until(lambda: blobs in samples(http), 30)  # looked up beside requests
+
+
 def test_every_family_is_documented(http: httpx2.Client) -> None:
     text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     documented = set(re.findall(r"`(graft_[a-z_]+)`", text))
     families = {f.name for f in text_string_to_metric_families(http.get("/metrics").text)}
     own = {name for name in families if "_process_" not in name}
     assert own == {name.removesuffix("_total") for name in documented}
+
+
+def test_dashboard_and_alerts_ask_for_what_there_is(http: httpx2.Client) -> None:
+    page = http.get("/metrics").raise_for_status().text
+    there = set()
+    for family in text_string_to_metric_families(page):
+        endings = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
+        there |= {family.name + ending for ending in endings.get(family.type, ("",))}
+    asked = {name for text in expressions() for name in re.findall(r"\bgraft_\w+", text)}
+    assert len(asked) > 30
+    assert not asked - there
 
 
 def test_metrics_answer_while_inference_is_stopped(

@@ -18,6 +18,7 @@ from jobs.store import events, jobs, leases
 from jobs.store.database import Database
 from jobs.store.jobs import Job, Lease, NewJob
 from jobs.store.tables import DEFAULT_PROJECT
+from jobs.trail import Trail
 from models_cache.disk_space import LowWater
 
 _GIB = 1 << 30
@@ -56,7 +57,9 @@ def queue(database: Database, job_id: str, **parameters: Any) -> Job:  # noqa: A
 def running(job: Job, folder: Path, need: Need) -> Attempt:
     handle = Handle(AttemptSpec("train", folder / "spec.json", folder), "t")
     figures = MetricsFiles(folder, 1)
-    return Attempt(job, "train", 0, Lease(job.id, "t"), handle, folder, figures, need)
+    return Attempt(
+        job, "train", 0, Lease(job.id, "t"), handle, folder, figures, Trail(job, {}), need
+    )
 
 
 def test_job_that_does_not_fit_beside_a_running_one_waits_and_says_why(

@@ -1,0 +1,164 @@
+"""Brings a backup back into an empty data folder and an empty database.
+
+A mark lies in the data folder from the first file to the last row: a service refuses to start on
+it, and the same restore goes on where it was interrupted. Every step may be repeated: files that
+are there are not copied again, rows are inserted in one transaction, and then tables are migrated
+and jobs queued again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs import lifecycle, pointers
+from jobs.backup.errors import BackupDamaged, BackupTooNew, RestoreTargetUsed
+from jobs.backup.folder import BackupFolder, FileCopy, Snapshot, TableCopy
+from jobs.backup.take import Report
+from jobs.backup.unfinished import mark_path
+from jobs.backup.verify import verify_backup
+from jobs.states import JobEvent
+from jobs.store import datasets, retention, rows, workers
+from jobs.store.database import Database, known_revisions
+from models_cache import durable
+from models_cache.blobs import Blob, BlobStore
+from models_cache.errors import BlobCorrupt, BlobMissing
+
+_COPYING_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What came back.
+
+    Args:
+        snapshot: Which backup.
+        queued_again: Ids of the jobs that ran when it was made.
+        broken: Rows whose files are not there, with how many.
+    """
+
+    snapshot: Snapshot
+    queued_again: list[str]
+    broken: dict[str, int]
+
+
+def restore_backup(
+    folder: BackupFolder,
+    snapshot: Snapshot,
+    data_folder: Path,
+    database: Database,
+    report: Report = lambda _what, _done, _total: None,
+) -> Restored:
+    """Bring a backup back.
+
+    Args:
+        folder: Where the backup is.
+        snapshot: Which one.
+        data_folder: An empty folder, or one that an interrupted restore of the same backup left.
+        database: Its database, empty; any kind, whatever the backup was made of.
+        report: Called now and then.
+
+    Raises:
+        RestoreTargetUsed: There is something in the folder or in the database.
+        BackupDamaged: A file of the backup is not what it should be; nothing was written.
+        BackupTooNew: It has tables of a later version of Graft; nothing was written.
+    """
+    _require_known(snapshot)
+    mark = mark_path(data_folder)
+    goes_on = mark.is_file() and json.loads(mark.read_bytes()) == snapshot.id
+    if not goes_on:
+        _require_empty(data_folder, database)
+        verify_backup(folder, snapshot, report)
+        durable.write_bytes(mark, durable.canonical_json(snapshot.id), "restore.mark")
+    _copy_blobs(folder, snapshot, BlobStore(data_folder / "blobs"), report)
+    for file in snapshot.files:
+        _copy_file(folder, file, data_folder)
+    _copy_rows(folder, snapshot, database)
+    database.migrate()
+    restored = _settle(snapshot, database, BlobStore(data_folder / "blobs"))
+    mark.unlink()
+    durable.fsync_folder(data_folder)
+    return restored
+
+
+def _require_known(snapshot: Snapshot) -> None:
+    if snapshot.revision not in known_revisions():
+        raise BackupTooNew(snapshot.revision)
+
+
+def _require_empty(data_folder: Path, database: Database) -> None:
+    if data_folder.exists() and any(data_folder.iterdir()):
+        raise RestoreTargetUsed(f"the data folder {data_folder}")
+    if database.is_sqlite and not Path(database.url.database or "").exists():
+        return  # it is in the data folder, and a look would make it
+    with database.read() as connection:
+        if not rows.is_empty(connection):
+            raise RestoreTargetUsed("the database")
+
+
+def _copy_blobs(
+    folder: BackupFolder, snapshot: Snapshot, target: BlobStore, report: Report
+) -> None:
+    blobs = [Blob(sha256, size_bytes) for sha256, size_bytes in sorted(snapshot.blobs.items())]
+    total_bytes = sum(blob.size_bytes for blob in blobs)
+    done_bytes = 0
+    target.sweep()
+    try:
+        with ThreadPoolExecutor(_COPYING_THREADS) as pool:
+            copying = pool.map(partial(target.copy_from, folder.blobs), blobs)
+            for blob, _ in zip(blobs, copying, strict=True):
+                done_bytes += blob.size_bytes
+                report("files", done_bytes, total_bytes)
+    except (BlobCorrupt, BlobMissing) as error:  # since it was verified
+        raise BackupDamaged(snapshot.id, 1, error.sha256) from error
+
+
+def _copy_file(folder: BackupFolder, file: FileCopy, data_folder: Path) -> None:
+    path = data_folder / file.path
+    assert path.resolve().is_relative_to(data_folder.resolve()), "a path of ours"
+    if not path.is_file() or durable.sha256_of_file(path) != file.sha256:
+        folder.blobs.copy_to(file.sha256, path)
+
+
+def _copy_rows(folder: BackupFolder, snapshot: Snapshot, database: Database) -> None:
+    """Insert all rows into tables of the backup's own version, unless they are there."""
+    with database.read() as connection:
+        if not rows.is_empty(connection):
+            return
+    database.migrate(snapshot.revision)
+    with database.write("restore_rows") as connection:
+        found = {table.name: table for table in rows.tables_of(connection)}
+        for copy in snapshot.tables:
+            lines = _rows_of(folder, copy)
+            rows.write_rows(connection, found[copy.name], copy.columns, lines)
+            rows.go_on_counting(connection, found[copy.name])
+
+
+def _rows_of(folder: BackupFolder, copy: TableCopy) -> Iterator[list[Any]]:
+    with folder.blobs.open(copy.sha256) as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _settle(snapshot: Snapshot, database: Database, blobs: BlobStore) -> Restored:
+    """Make the rows true again: no worker holds a job, and what lacks its images is rejected.
+
+    A data set of which just the archive or a report is gone can still be learned from.
+    """
+    present = pointers.present_blobs(blobs)
+    with database.write("restore_end") as connection:
+        held = retention.held_jobs(connection)
+        for job in held:
+            lifecycle.move(connection, job, JobEvent.LOSE)
+        workers.remove_all(connection)
+        missing = pointers.missing_files(connection, blobs, present)
+        for owner, absent in missing.items():
+            if owner.kind == pointers.IMAGES:
+                datasets.set_broken(connection, owner.id, len(absent), min(absent))
+    broken = {str(owner): len(absent) for owner, absent in missing.items()}
+    return Restored(snapshot, [job.id for job in held], broken)
