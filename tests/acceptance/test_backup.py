@@ -40,7 +40,7 @@ def command(
         env={**clean, **mine},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
 
 
@@ -98,7 +98,7 @@ def test_a_service_that_is_in_use_is_backed_up_and_restored(tmp_path: Path, shar
         before = scores(graft, "kept")
         with Users(service.url, tmp_path, dataset["id"]) as users:
             for _ in range(2):
-                until(users.has_gone_on, 60.0)
+                until(users.has_gone_on, 120.0)
                 made = command("backup", "--to", str(root), data_folder=data)
                 assert made.returncode == 0, made.stdout + made.stderr
             assert "nothing may go" in command("gc", data_folder=data).stdout
