@@ -16,9 +16,6 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from jobs import lifecycle, publish
 from jobs.admission import Need
 from jobs.attempt import Attempt
@@ -34,7 +31,7 @@ from jobs.slots import CHILD_KINDS, SLOT_KINDS
 from jobs.specs import Machine, remove_scratch, write_spec
 from jobs.states import TERMINAL, JobEvent, JobState
 from jobs.store import datasets, events, jobs, leases
-from jobs.store.database import Database, utc_now
+from jobs.store.database import DATABASE_AWAY, Database, utc_now
 from jobs.store.jobs import Job, Lease
 from jobs.store.last_commit import Commit
 from jobs.trail import Trail
@@ -49,7 +46,8 @@ log = logging.getLogger(__name__)
 #: Exit status of a child that was asked to stop and left a checkpoint.
 STOPPED_ON_REQUEST = 75
 #: What goes away and comes back: the database, the disk.
-_AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
+_AWAY = (*DATABASE_AWAY, OSError)
+_AWAY_SECONDS = 1.0
 _START_AGAIN_AFTER = timedelta(seconds=5)
 _AGAIN_AFTER_LOSS = timedelta(seconds=1)
 #: An idle worker looks for jobs when something was committed, and after so long for those whose
@@ -96,15 +94,15 @@ class Worker:
         """Work until `should_stop`; then let children write a checkpoint and queue their jobs."""
         self._presence.begin()
         while not should_stop():
-            busy = False
+            idle_seconds = self._limits.tick_seconds
             try:
                 busy = self._tick()
-            except _AWAY:
-                # The database or the disk is away: children go on within their lease.
-                log.exception("the worker's loop was interrupted")
+            except _AWAY as error:  # children go on within their lease
+                log.warning("the database or the disk is away: %s", error)
+                busy, idle_seconds = False, _AWAY_SECONDS
             self._stop_overdue()
             if not busy:
-                self._executor.wait(self._limits.tick_seconds)
+                self._executor.wait(idle_seconds)
         self._drain()
         self._presence.end()
 
@@ -218,8 +216,8 @@ class Worker:
         try:
             with attempt.trail.about():
                 return self._attend(attempt)
-        except _AWAY:
-            log.exception("job %s could not be attended; trying again", attempt.job.id)
+        except _AWAY as error:
+            log.warning("job %s could not be attended; trying again: %s", attempt.job.id, error)
             return False
         except Exception:  # a bug of ours: it costs this attempt, not the worker
             log.exception("job %s cannot be attended; its attempt is given up", attempt.job.id)

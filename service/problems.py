@@ -15,8 +15,6 @@ from collections.abc import Callable
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -27,6 +25,7 @@ from jobs.backup import errors as backup_errors
 from jobs.datasets import errors as dataset_errors
 from jobs.exports import errors as exports_errors
 from jobs.keys import without_keys
+from jobs.store.database import DATABASE_AWAY, is_full
 from models_cache import egress_errors, export_errors, weights_errors
 from models_cache import errors as cache_errors
 from models_cache.asgi import ClientGone
@@ -160,7 +159,7 @@ def _disk(request: Request, error: Exception) -> JSONResponse:
 
 def _database(request: Request, error: Exception) -> JSONResponse:
     log.error("the database: %s", error)
-    if isinstance(error, OperationalError) and "full" in str(error.orig):
+    if is_full(error):
         return _ours(request, cache_errors.InsufficientStorage("writing to the database"))
     return _ours(request, request_errors.DatabaseUnavailable())
 
@@ -180,8 +179,7 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
     RequestValidationError: _validation,
     HTTPException: _starlette,
     OSError: _disk,
-    OperationalError: _database,
-    PoolTimeout: _database,
+    **dict.fromkeys(DATABASE_AWAY, _database),
     ClientDisconnect: _gone,
     ClientGone: _gone,
     Exception: _bug,

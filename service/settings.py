@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from urllib.parse import quote
 
 import platformdirs
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.datasets.limits import IngestLimits
@@ -219,7 +219,16 @@ class Settings(BaseSettings):
     def _readable(cls, value: Path | None) -> Path | None:
         if value is not None and not _first_line(value):
             raise ValueError(f"{value} is empty, or cannot be read by this user")
-        return value
+        return value and value.absolute()
+
+    @model_validator(mode="after")
+    def _refuse_password_for_nobody(self) -> Settings:
+        if self.database_password_file is not None and "@" not in self.database_url:
+            raise ValueError(
+                "GRAFT_DATABASE_PASSWORD_FILE needs a GRAFT_DATABASE_URL with a user: "
+                "postgresql+psycopg://user@host/name"
+            )
+        return self
 
     @property
     def is_loopback(self) -> bool:
@@ -371,6 +380,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
         **os.environ,
         "GRAFT_DATA_DIR": str(settings.data_dir),
         "GRAFT_DATABASE_URL": settings.resolved_database_url,
+        "GRAFT_DATABASE_PASSWORD_FILE": str(settings.database_password_file or ""),
         "GRAFT_INFERENCE_URL": settings.resolved_inference_url,
         "GRAFT_HOST": settings.host,
         "GRAFT_PORT": str(settings.port),
@@ -386,6 +396,7 @@ def embedded_settings(data_folder: Path, port: int, catalogues: tuple[str, ...])
         "host": "127.0.0.1",
         "port": port,
         "database_url": "",
+        "database_password_file": None,
         "inference_url": "",
     }
     if catalogues:
