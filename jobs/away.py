@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from jobs.store.database import DATABASE_AWAY
 
-AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
+AWAY = (*DATABASE_AWAY, OSError)

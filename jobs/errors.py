@@ -96,6 +96,19 @@ class JobNotFound(JobError):
 
 
 @leaf
+class DeliveryNotFound(JobError):
+    """No such message about the job."""
+
+    code = "delivery-not-found"
+    sentence = (
+        "job {job_id} has no message {delivery_id}; "
+        "GET /v1/jobs/{job_id}/webhook/deliveries lists them"
+    )
+    job_id: str
+    delivery_id: str
+
+
+@leaf
 class JobNotEnded(JobError):
     """Only an ended job can be deleted or retried."""
 

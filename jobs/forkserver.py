@@ -28,7 +28,6 @@ import selectors
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -131,15 +130,15 @@ class ForkServer:
             processes.own_group()
             processes.die_with_parent(self._pid)
             processes.bind_forks()
-            os.nice(request["nice"])
+            processes.yield_cpu(request["nice"])
             _log_to(Path(request["log"]))
             gc.enable()
             self._target(request["spec"])
             status = 0
         except SystemExit as error:
             status = _status_of(error)
-        except BaseException:  # noqa: BLE001 - the process boundary: recorded in the log, and ends
-            traceback.print_exc()
+        except BaseException as error:  # noqa: BLE001 - the process boundary: logged, and ends
+            sys.excepthook(type(error), error, error.__traceback__)
         finally:
             try:
                 sys.stdout.flush()

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Connection
-
 from jobs import pointers
 from jobs.backup.errors import CollectionRefused
 from jobs.collect_lock import removing_files
@@ -167,14 +165,9 @@ def collect(
                 break
             freed_bytes += _removed_bytes(item)
         if garbage.figures and not should_stop():
-            with database.write("collect") as connection:
-                _forget(connection, garbage)
+            with database.write("collect_figures") as connection:
+                retention.forget_figures(connection, garbage.figures_before)
     return garbage, freed_bytes
-
-
-def _forget(connection: Connection, garbage: Garbage) -> None:
-    retention.forget_figures(connection, garbage.figures_before)
-    faults.reach("collect.figures_in_tx")
 
 
 def _removed_bytes(item: Item) -> int:

@@ -1,6 +1,7 @@
 """What else happens when a job moves: an ingest that ends without a result rejects its dataset.
 
-What a training found in the images is noted with them, whatever became of the training.
+What a training found in the images is noted with them, whatever became of the training. Whoever
+asked to be told about a job's end gets a message into the outbox.
 
 Every move of a job that may end it goes through `move`, whoever makes it (a request, a worker, the
 recovery of a dead worker's jobs), so that no dataset stays `processing` without a job.
@@ -13,9 +14,10 @@ from typing import Any
 from sqlalchemy import Connection
 
 from jobs.errors import DatasetRejected
-from jobs.states import JobEvent, JobState
-from jobs.store import datasets, jobs
+from jobs.states import TERMINAL, JobEvent, JobState
+from jobs.store import datasets, jobs, webhooks
 from jobs.store.jobs import Job, Lease
+from jobs.webhooks.message import body_of, event_of
 from models_cache.errors import to_wire
 
 _CANCELLED = {"code": "cancelled", "facts": {}, "message": "the check of the upload was cancelled"}
@@ -46,6 +48,7 @@ def move(
     moved = jobs.transition(
         connection, job.id, event, lease=lease, changes=changes, project=job.project
     )
+    _announce(connection, moved)
     if moved.type == "ingest" and moved.status in (JobState.CANCELLED, JobState.FAILED):
         assert moved.dataset_id is not None, "an ingest job has a dataset"
         _reject_dataset(connection, moved.dataset_id, moved.error or _CANCELLED, report_sha256)
@@ -62,6 +65,16 @@ def _reject_dataset(
         return
     changes = {"error": to_wire(DatasetRejected(dataset_id))}
     for waiting in jobs.waiting_for_dataset(connection, dataset_id):
-        jobs.transition(
+        failed = jobs.transition(
             connection, waiting.id, JobEvent.FAIL, changes=changes, project=waiting.project
         )
+        _announce(connection, failed)
+
+
+def _announce(connection: Connection, job: Job) -> None:
+    """Put the message about a job that has ended into the outbox, if someone is to be told."""
+    if job.status not in TERMINAL:
+        return
+    webhook = webhooks.find(connection, job.id)
+    if webhook is not None:
+        webhooks.put(connection, webhook, event_of(job), body_of(job))

@@ -84,7 +84,7 @@ def owners(connection: Connection, blobs: BlobStore) -> Iterator[Owner]:
     for row in connection.execute(select(model_versions)):
         names = {file["sha256"] for file in row.files.values()} | {row.artifact_digest}
         names |= {row.evaluation_sha256} if row.evaluation_sha256 else set()
-        yield Owner("version", f"{row.name}@{row.version}", frozenset(names))
+        yield Owner("version", f"{row.project}/{row.name}@{row.version}", frozenset(names))
     for row in connection.execute(select(feedback).order_by(feedback.c.id)):
         yield Owner("feedback", row.id, frozenset({row.image_sha256}))
     exported = select(jobs.c.id, jobs.c.result).where(

@@ -7,6 +7,7 @@ cannot be seen.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 from datetime import timedelta
@@ -16,7 +17,9 @@ from pathlib import Path
 from jobs import lifecycle
 from jobs.states import JobEvent
 from jobs.store import leases, workers
-from jobs.store.database import Database
+from jobs.store.database import DATABASE_AWAY, Database
+
+log = logging.getLogger(__name__)
 
 
 class Presence:
@@ -57,8 +60,11 @@ class Presence:
 
     def end(self) -> None:
         """Unregister and release the lock."""
-        with self._database.write("worker_remove") as connection:
-            workers.remove(connection, [self.worker_id])
+        try:
+            with self._database.write("worker_remove") as connection:
+                workers.remove(connection, [self.worker_id])
+        except DATABASE_AWAY as error:  # the next worker finds the lock free
+            log.warning("worker %s could not unregister: %s", self.worker_id, error)
         if self._lock is not None:
             self._lock_path(self.worker_id).unlink(missing_ok=True)
             self._lock.close()

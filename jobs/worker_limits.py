@@ -27,6 +27,7 @@ class WorkerLimits:
     memory_patience_seconds: float = 60.0  # for memory that other programs hold
     disk_cache_bytes: int = 20 << 30
     idempotency_seconds: float = 86_400.0
+    webhook_retention_seconds: float = 30 * 86_400.0
     low_water_bytes: int = 0  # with less of the disk free nothing is started
     fault_limit: int = 3
     #: Attempts in a row without a new checkpoint, whoever's fault: a job that takes its worker or

@@ -62,10 +62,10 @@ def verified_weights(folder: Path, weights: dict[str, Any]) -> Path:
     file, expected = str(weights["file"]), str(weights["sha256"])
     path = folder / Path(file).name  # an imported artifact may say anything
     if not path.is_file():
-        raise WeightsUnavailable(file, str(folder))
+        raise WeightsUnavailable(path.name[:80], "the vault, which has no such file")
     actual = sha256_of_file(path)
     if actual != expected:
-        raise WeightsHashMismatch(file, str(folder), expected, actual)
+        raise WeightsHashMismatch(path.name[:80], "the vault", expected, actual)
     return path
 
 

@@ -180,7 +180,7 @@ def _one(
             pool.stream(
                 outgoing.method,
                 url,
-                headers={**_OWN_HEADERS, "Host": _host_header(target), **outgoing.headers},
+                headers=_header_pairs(target, outgoing),
                 content=outgoing.body if outgoing.method == "POST" else None,
                 extensions={"timeout": timeouts},
             ) as response,
@@ -324,6 +324,13 @@ def _proxy(url: str) -> httpcore2.Proxy:
     if parts.username is not None:
         auth = (unquote(parts.username), unquote(parts.password or ""))
     return httpcore2.Proxy(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/", auth)
+
+
+def _header_pairs(target: Target, outgoing: Outgoing) -> list[tuple[bytes, bytes]]:
+    all_headers = {**_OWN_HEADERS, "Host": _host_header(target), **outgoing.headers}
+    return [
+        (name.encode("latin-1"), value.encode("latin-1")) for name, value in all_headers.items()
+    ]
 
 
 def _host_header(target: Target) -> str:

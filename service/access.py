@@ -15,7 +15,7 @@ from jobs.keys import Scope, holds_key, is_well_formed
 from jobs.store.tables import DEFAULT_PROJECT
 from service.access_errors import AccessError, RateLimited, ScopeTooSmall, Unauthenticated
 from service.callers import Caller
-from service.services import Services, ServicesDep
+from service.services import IDEMPOTENCY_KEY, Services, ServicesDep
 
 #: Beside a scope: everybody, or whoever runs the service (a key of project `default`).
 Need = Scope | Literal["nothing", "operator"]
@@ -83,8 +83,9 @@ async def _caller(request: Request, services: Services) -> Caller:
     nobody = await services.key_ring.without_key()
     if nobody is not None:  # no keys: whatever a client sends as one means nothing
         return nobody
-    if holds_key(f"{request.url.path}?{request.url.query}"):
-        reason = "an API key stands in the address, which is written down in places: rotate it"
+    written_down = [request.url.path, request.url.query, *request.headers.getlist(IDEMPOTENCY_KEY)]
+    if any(map(holds_key, written_down)):
+        reason = "an API key stands where it is written down, as in the address: rotate it"
         raise Unauthenticated(reason, presented=True)
     headers = request.headers.getlist("authorization")
     if not headers:

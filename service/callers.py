@@ -27,7 +27,7 @@ class Caller:
     key_id: str | None
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """Return who sent a request, as `service.access.admit` noted before anything was read."""
     caller = request.state.caller
     assert isinstance(caller, Caller)

@@ -157,6 +157,15 @@ class Graft(Connection):
         """Yield every job, newest first."""
         return self._list("/v1/jobs")
 
+    def webhook_deliveries(self, job_id: str) -> list[Json]:
+        """Return the messages about a job's end, with their attempts."""
+        return list(self._list(f"/v1/jobs/{job_id}/webhook/deliveries"))
+
+    def redeliver(self, job_id: str, delivery_id: str) -> Json:
+        """Have a message sent again."""
+        path = f"/v1/jobs/{job_id}/webhook/deliveries/{delivery_id}/redeliver"
+        return self._call("POST", path)
+
     def act(self, job_id: str, action: str) -> Json:
         """Do `cancel`, `pause`, `resume` or `retry`."""
         return self._call("POST", f"/v1/jobs/{job_id}/{action}")

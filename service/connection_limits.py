@@ -29,7 +29,7 @@ class ConnectionLimits:
     @property
     def backlog(self) -> int:
         """How many connections are accepted in one go, before any of them is seen."""
-        return max(16, self.connections // 2)
+        return self.connections
 
 
 def within_open_files(wanted: ConnectionLimits) -> ConnectionLimits:

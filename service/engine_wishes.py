@@ -10,11 +10,10 @@ import asyncio
 import logging
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from jobs import engine_builds
-from jobs.store.database import Database
+from jobs.store.database import DATABASE_AWAY, Database
 from models_cache.durable import canonical_json
 
 log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ class EngineWishes:
     async def _queue(self, spec: dict[str, Any], project: str) -> None:
         try:
             await run_in_threadpool(self._write, spec, project)
-        except SQLAlchemyError as error:  # the next one to load the backbone says it again
+        except DATABASE_AWAY as error:  # the next one to load the backbone says it again
             log.warning("the building of an engine could not be queued: %s", error)
 
     def _write(self, spec: dict[str, Any], project: str) -> None:

@@ -14,12 +14,13 @@ from starlette.concurrency import run_in_threadpool
 from jobs.errors import JobNotFound
 from jobs.states import TERMINAL
 from jobs.store import events, jobs
-from jobs.store.database import Database
+from jobs.store.database import DATABASE_AWAY, Database
 from jobs.store.events import Event
 from jobs.store.jobs import Job
 
 HEARTBEAT_SECONDS = 15.0
 _POLL_SECONDS = 0.2
+_AWAY_SECONDS = 1.0
 _PAGE = 500
 
 
@@ -41,6 +42,10 @@ async def stream_events(
         except JobNotFound:  # deleted while someone was listening
             yield format_sse_event(event="end", data_str="{}")
             return
+        except DATABASE_AWAY:
+            yield format_sse_event(comment="waiting for the database")
+            await asyncio.sleep(_AWAY_SECONDS)
+            continue
         for chunk in view.news(job, rows):
             yield chunk
         if view.is_complete(job):

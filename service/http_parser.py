@@ -13,6 +13,7 @@ import h11
 #: Bound on the request line and the headers together, and on what frames chunks.
 MAX_HEAD_BYTES = 32 << 10
 _MAX_HEADERS = 100
+_VERSIONS = (b"1.0", b"1.1")
 _MAX_TARGET_BYTES = 8 << 10
 _FREE_CHUNKS = 4096
 _MIN_MEAN_CHUNK_BYTES = 256  # of the chunks beyond those
@@ -60,6 +61,14 @@ class RequestParser(h11.Connection):
         self._in_head = True
         self._chunks = 0
         self._body_bytes = 0
+        #: Of answers, whether they have left or not.
+        self.sent_bytes = 0
+
+    def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]  # one for all events
+        """Return the bytes of an event of the answer, and count them."""
+        data = super().send(event)
+        self.sent_bytes += len(data or b"")
+        return data
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """Return the next event of the request.
@@ -104,5 +113,7 @@ def _head_fault(request: h11.Request) -> Refusal | None:
         return _LONG_HEAD
     if len(request.target) > _MAX_TARGET_BYTES:
         return _LONG_TARGET
+    if request.http_version not in _VERSIONS:
+        return MALFORMED
     names = {name.lower() for name, _ in headers}
     return _TWO_LENGTHS if {b"content-length", b"transfer-encoding"} <= names else None

@@ -31,8 +31,6 @@ log = logging.getLogger("graft.http")
 _NOT_STARTED = 3  # as uvicorn's own status
 _LINGER_SECONDS = 5.0  # in which what was refused may still be sent, so that the answer is seen
 _LINGER_BYTES = 8 << 20
-_LOW_WATER_BYTES = 16 << 10
-_HIGH_WATER_BYTES = 64 << 10
 
 _LATE_HEAD = Refusal(408, "request-timeout", "the head of the request took too long")
 _LATE_BODY = Refusal(408, "request-timeout", "the body of the request came too slowly")
@@ -131,7 +129,7 @@ class WatchedConnection(H11Protocol):
         self._checked = time.monotonic()
         self._patience_seconds = self._limits.grace_seconds
         self._head_since: float | None = self._checked
-        self._unsent_bytes = 0
+        self._read_bytes = 0  # of the answers, by the client's kernel
         self._lingered_bytes = 0
         self._answered_at: float | None = None
         #: Since when there is no request, None while there is one.
@@ -142,7 +140,6 @@ class WatchedConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin to watch the connection."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(_HIGH_WATER_BYTES, _LOW_WATER_BYTES)
         self._listener.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -164,11 +161,6 @@ class WatchedConnection(H11Protocol):
         """Wait for the next request, or for the rest of this one's body."""
         super().on_response_complete()
         self._note_state()
-
-    def resume_writing(self) -> None:
-        """Go on: the client has read what had piled up."""
-        self._earn(_HIGH_WATER_BYTES - _LOW_WATER_BYTES)
-        super().resume_writing()
 
     def send_400_response(self, _msg: str) -> None:
         """Refuse what the parser refused."""
@@ -259,8 +251,9 @@ class WatchedConnection(H11Protocol):
 
     def _check_reader(self, seconds: float) -> None:
         unsent_bytes = self.transport.get_write_buffer_size() + self._kernel_bytes()
-        self._earn(max(0, self._unsent_bytes - unsent_bytes))
-        self._unsent_bytes = unsent_bytes
+        read_bytes = self.conn.sent_bytes - unsent_bytes
+        self._earn(read_bytes - self._read_bytes)
+        self._read_bytes = read_bytes
         if self._has_lost_patience(seconds):
             log.info("request-timeout: an answer was read too slowly")
             self.drop()

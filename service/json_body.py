@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
+from jobs.keys import holds_key
 from service.errors import BodyTooLarge, JsonMalformed, MediaTypeUnsupported, ValidationFailed
 
 MAX_JSON_BYTES = 1 << 20
@@ -85,7 +86,7 @@ def parse_json(body: bytes) -> Any:  # noqa: ANN401 - JSON is any
 
     Raises:
         JsonMalformed: Not UTF-8, not JSON, or holding NaN, Infinity, numbers beyond 64 bits,
-            duplicate keys, lone surrogates, NUL characters or more than 32 levels.
+            duplicate keys, lone surrogates, NUL characters, API keys or more than 32 levels.
     """
     try:
         value = json.loads(
@@ -135,8 +136,7 @@ def _check(value: Any, depth: int) -> None:  # noqa: ANN401 - JSON is any
     if depth > _MAX_DEPTH:
         raise JsonMalformed(f"more than {_MAX_DEPTH} levels of nesting")
     if isinstance(value, str):
-        if "\x00" in value or not _is_encodable(value):
-            raise JsonMalformed(f"the text {_shown(value)} holds a NUL or half a surrogate pair")
+        _check_text(value)
     elif isinstance(value, dict):
         for key, item in value.items():
             _check(key, depth + 1)
@@ -144,6 +144,13 @@ def _check(value: Any, depth: int) -> None:  # noqa: ANN401 - JSON is any
     elif isinstance(value, list):
         for item in value:
             _check(item, depth + 1)
+
+
+def _check_text(text: str) -> None:
+    if "\x00" in text or not _is_encodable(text):
+        raise JsonMalformed(f"the text {_shown(text)} holds a NUL or half a surrogate pair")
+    if holds_key(text):
+        raise JsonMalformed("an API key stands in it, and bodies are stored: rotate the key")
 
 
 def _is_encodable(text: str) -> bool:

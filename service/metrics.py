@@ -7,7 +7,7 @@ first). Histograms have no model: a thousand models would make sixteen thousand 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from jobs.store.figures import Health
+from jobs.store.webhooks import Status
 from service.job_metrics import JobMetrics
 from service.version import VERSION
 
@@ -42,12 +43,14 @@ class Backlog:
         queue_age_seconds: For how long the oldest queued job waits; 0 if none does.
         workers_alive: Workers heard of lately.
         health: Leases, heartbeats and attempts.
+        webhooks: How many messages of webhooks are in each state.
     """
 
     jobs: dict[str, int]
     queue_age_seconds: float
     workers_alive: int
     health: Health
+    webhooks: Mapping[Status, int]
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,11 @@ class _Around(Collector):
         yield _gauge("jobs_retried", "Unfinished jobs beyond attempt 1", health.jobs_retried)
         age_seconds = health.heartbeat_age_seconds
         yield _gauge("worker_heartbeat_age_seconds", "The most silent worker's", age_seconds)
+        what = "Messages of webhooks by state, while they are kept"
+        messages = GaugeMetricFamily("graft_webhook_deliveries", what, labels=("status",))
+        for status, count in seen.backlog.webhooks.items():
+            messages.add_metric((status,), count)
+        yield messages
 
 
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:

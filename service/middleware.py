@@ -13,7 +13,7 @@ from typing import Any
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
 
-from jobs.keys import without_keys
+from jobs.keys import holds_key, without_keys
 from models_cache import logs
 from service.errors import TooManyUploads
 from service.problems import GONE_STATUS, error_answer
@@ -207,5 +207,5 @@ def _given_id(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             text = value.decode("latin-1")
-            return text if _REQUEST_ID.fullmatch(text) else None
+            return text if _REQUEST_ID.fullmatch(text) and not holds_key(text) else None
     return None

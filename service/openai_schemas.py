@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from service.schemas import MetadataKey, MetadataValue, Request
+from service.schemas import MetadataKey, MetadataValue, Request, WebhookBody, WebhookRequest
 from service.services import MODEL_NAME_PATTERN
 
 MAX_PARTS = 10_000
@@ -51,6 +51,9 @@ class FineTuningRequest(Request):
     validation_file: str | None = Field(None, description="Not offered: a split of the archive.")
     integrations: list[Any] | None = Field(None, max_length=0, description="Not offered.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16)
+    webhook: WebhookRequest | None = Field(
+        None, description="Not in OpenAI's API: told about the job's end."
+    )
 
 
 class UploadRequest(Request):
@@ -115,7 +118,7 @@ class JobErrorObject(BaseModel):
 
 
 class FineTuningJobObject(BaseModel):
-    """A fine-tuning job; `recipe` is not in OpenAI's API."""
+    """A fine-tuning job; `recipe` and `webhook` are not in OpenAI's API."""
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -137,6 +140,7 @@ class FineTuningJobObject(BaseModel):
     integrations: list[Any] = []
     metadata: dict[str, str]
     recipe: str
+    webhook: WebhookBody | None = None
 
 
 class EventObject(BaseModel):

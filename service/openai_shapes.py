@@ -19,6 +19,7 @@ from service.openai_schemas import (
     JobErrorObject,
     UploadObject,
 )
+from service.receivers import webhook_body
 from service.upload_parts import PartialUpload, parts_of
 
 _FILE_STATUS = {"processing": "uploaded", "ready": "processed", "rejected": "error"}
@@ -94,6 +95,7 @@ def job_object(job: Job, dataset_status: str | None, now: datetime) -> FineTunin
         method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
         metadata=spec.get("metadata", {}),
         recipe=spec["recipe"],
+        webhook=webhook_body(job, None),
     )
 
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -27,6 +26,7 @@ from jobs.backup import errors as backup_errors
 from jobs.datasets import errors as dataset_errors
 from jobs.exports import errors as exports_errors
 from jobs.keys import without_keys
+from jobs.store.database import DATABASE_AWAY, is_full
 from models_cache import egress_errors, export_errors, weights_errors
 from models_cache import errors as cache_errors
 from models_cache.asgi import ClientGone
@@ -65,6 +65,7 @@ STATUS: dict[type[GraftError], int] = {
     jobs_errors.TrainingError: 422,
     jobs_errors.JobError: 500,
     jobs_errors.JobNotFound: 404,
+    jobs_errors.DeliveryNotFound: 404,
     jobs_errors.IllegalTransition: 409,
     jobs_errors.JobNotEnded: 409,
     jobs_errors.RetryExists: 409,
@@ -107,6 +108,13 @@ _SAYS_WHEN = (
     access_errors.RateLimited,
     access_errors.QuotaExceeded,
 )
+#: What every call may answer besides its own answers, for the OpenAPI document.
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "A problem with the request: `docs/errors.md` lists the codes."},
+    503: {"description": "A part of the service cannot answer now; `Retry-After` says when."},
+    504: {"description": "A prediction was not ready in time."},
+    507: {"description": "The disk or a quota is full."},
+}
 _RETRY_AFTER_SECONDS = {503: "2", 507: "60"}
 _CODE_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "payload-too-large"}
 
@@ -159,7 +167,7 @@ def _disk(request: Request, error: Exception) -> JSONResponse:
 
 def _database(request: Request, error: Exception) -> JSONResponse:
     log.error("the database: %s", error)
-    if isinstance(error, OperationalError) and "full" in str(error.orig):
+    if is_full(error):
         return _ours(request, cache_errors.InsufficientStorage("writing to the database"))
     return _ours(request, request_errors.DatabaseUnavailable())
 
@@ -179,8 +187,7 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
     RequestValidationError: _validation,
     HTTPException: _starlette,
     OSError: _disk,
-    OperationalError: _database,
-    PoolTimeout: _database,
+    **dict.fromkeys(DATABASE_AWAY, _database),
     ClientDisconnect: _gone,
     ClientGone: _gone,
     Exception: _bug,

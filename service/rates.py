@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 _MOST_OWNERS = 10_000
@@ -14,16 +15,20 @@ _MOST_OWNERS = 10_000
 @dataclass(slots=True)
 class _Bucket:
     tokens: float
-    at: float  # `time.monotonic` of the last look
+    at: float  # seconds of the clock at the last look
 
 
 class Rates:
     """One bucket per owner: a minute's worth at once, refilled steadily. Thread-safe.
 
     Of very many owners the longest unseen are forgotten, which fills their buckets.
+
+    Args:
+        clock: Seconds that only grow; for tests.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -34,7 +39,7 @@ class Rates:
             owner: Whose bucket.
             per_minute: How many tokens it holds, and gets in a minute.
         """
-        now, per_second = time.monotonic(), per_minute / 60
+        now, per_second = self._clock(), per_minute / 60
         with self._lock:
             bucket = self._buckets.pop(owner, None) or _Bucket(per_minute, now)
             self._buckets[owner] = bucket

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from jobs.webhooks.signing import key_of
 from service.services import REFERENCE_PATTERN
 
 _Item = TypeVar("_Item")
@@ -20,6 +21,24 @@ class Request(BaseModel):
 
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
+
+
+class WebhookRequest(Request):
+    """Who is to be told about the end of a job."""
+
+    url: str = Field(min_length=1, max_length=2048, description="http or https.")
+    secret: str | None = Field(
+        None,
+        max_length=100,
+        description="`whsec_` and 24 to 64 bytes in base64; default: one is made and told once.",
+    )
+
+    @field_validator("secret")
+    @classmethod
+    def _signs(cls, value: str | None) -> str | None:
+        if value is not None:
+            key_of(value)
+        return value
 
 
 class JobRequest(Request):
@@ -44,7 +63,7 @@ class JobRequest(Request):
         "never", description="Severity of findings about the data that ends the job."
     )
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
-    webhook: None = Field(None, description="Not offered yet.")
+    webhook: WebhookRequest | None = Field(None, description="Told about the job's end.")
 
 
 class RetryRequest(Request):
@@ -142,6 +161,13 @@ class DatasetBody(BaseModel):
     created_at: datetime
 
 
+class WebhookBody(BaseModel):
+    """Who is told about the end of a job."""
+
+    url: str
+    secret: str | None = Field(None, description="Told once, where the service made it.")
+
+
 class JobBody(BaseModel):
     """A job."""
 
@@ -161,8 +187,34 @@ class JobBody(BaseModel):
     result: dict[str, Any] | None
     error: dict[str, Any] | None
     metadata: dict[str, str]
+    webhook: WebhookBody | None
     created_at: datetime
     started_at: datetime | None
+    finished_at: datetime | None
+
+
+class DeliveryAttemptBody(BaseModel):
+    """One attempt to deliver a message."""
+
+    number: int
+    at: datetime
+    response_status: int | None
+    error: str | None = Field(
+        description="http-status, no-answer, tls-failed, forbidden-address, gone; unknown: it is "
+        "under way, or its sender died and it may have been received."
+    )
+
+
+class DeliveryBody(BaseModel):
+    """A message about a job and how far it is."""
+
+    id: str
+    object: Literal["webhook.delivery"] = "webhook.delivery"
+    event: str
+    status: str = Field(description="pending, delivered, failed, blocked or gone.")
+    attempts: list[DeliveryAttemptBody]
+    next_attempt_at: datetime | None
+    created_at: datetime
     finished_at: datetime | None
 
 

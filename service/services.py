@@ -12,6 +12,7 @@ from typing import Annotated
 import uuid_utils.compat as uuids
 from fastapi import Depends, Header, Path, Query, Request
 
+from jobs.keys import holds_key
 from jobs.store.database import Database
 from models_cache.blobs import BlobStore
 from models_cache.catalogue import Catalogue
@@ -32,6 +33,7 @@ from service.settings import Settings
 from service.shadowing import Shadows
 from service.version_finder import VersionFinder
 
+IDEMPOTENCY_KEY = "Idempotency-Key"
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 REFERENCE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}(@([a-z][a-z0-9._-]{0,62}|[1-9]\d{0,8}))?$"
 
@@ -91,7 +93,7 @@ After = Annotated[
 IdempotencyKey = Annotated[
     str | None,
     Header(
-        alias="Idempotency-Key",
+        alias=IDEMPOTENCY_KEY,
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
@@ -115,11 +117,11 @@ def checked_name(name: str, pointer: str) -> str:
     """Return a data set's name in normal form.
 
     Raises:
-        ValidationFailed: It is empty, too long or holds characters that cannot be shown.
+        ValidationFailed: It is empty, too long or holds what is not to be shown.
     """
     normal = unicodedata.normalize("NFC", name).strip()
-    if not 1 <= len(normal) <= 100 or not normal.isprintable():
-        raise ValidationFailed.one(pointer, "invalid-name", "1 to 100 printable characters")
+    if not 1 <= len(normal) <= 100 or not normal.isprintable() or holds_key(normal):
+        raise ValidationFailed.one(pointer, "invalid-name", "1 to 100 printable characters, no key")
     return normal
 
 

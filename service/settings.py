@@ -11,10 +11,9 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import quote
 
 import platformdirs
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.datasets.limits import IngestLimits
@@ -24,6 +23,7 @@ from jobs.store.ballast import Ballast
 from jobs.worker_limits import Retention, WorkerLimits
 from models_cache.egress_policy import EgressPolicy
 from service.connection_limits import ConnectionLimits
+from service.secret_files import secret_in, with_password
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -217,9 +217,18 @@ class Settings(BaseSettings):
     @field_validator("database_password_file")
     @classmethod
     def _readable(cls, value: Path | None) -> Path | None:
-        if value is not None and not _first_line(value):
+        if value is not None and not secret_in(value):
             raise ValueError(f"{value} is empty, or cannot be read by this user")
-        return value
+        return value and value.absolute()
+
+    @model_validator(mode="after")
+    def _refuse_password_for_nobody(self) -> Settings:
+        if self.database_password_file is not None and "@" not in self.database_url:
+            raise ValueError(
+                "GRAFT_DATABASE_PASSWORD_FILE needs a GRAFT_DATABASE_URL with a user: "
+                "postgresql+psycopg://user@host/name"
+            )
+        return self
 
     @property
     def is_loopback(self) -> bool:
@@ -234,13 +243,8 @@ class Settings(BaseSettings):
     @cached_property
     def database_address(self) -> str:
         """The database, with its password: for connecting, not for printing."""
-        url = self.resolved_database_url
-        if self.database_password_file is None:
-            return url
-        scheme, _, rest = url.partition("://")
-        user, _, place = rest.rpartition("@")
-        password = quote(_first_line(self.database_password_file), safe="")
-        return f"{scheme}://{user}:{password}@{place}"
+        url, path = self.resolved_database_url, self.database_password_file
+        return url if path is None else with_password(url, path)
 
     @cached_property
     def resolved_inference_url(self) -> str:
@@ -336,16 +340,9 @@ class Settings(BaseSettings):
             stall_seconds=self.stall_seconds,
             disk_cache_bytes=self.disk_cache_bytes,
             idempotency_seconds=self.idempotency_seconds,
+            webhook_retention_seconds=self.webhook_retention_seconds,
             low_water_bytes=self.low_water_bytes,
         )
-
-
-def _first_line(path: Path) -> str:
-    """Return the first line of a file; nothing if it cannot be read."""
-    try:
-        return path.read_text().partition("\n")[0].strip()
-    except OSError:
-        return ""
 
 
 def available_cores() -> int:
@@ -370,6 +367,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
         **os.environ,
         "GRAFT_DATA_DIR": str(settings.data_dir),
         "GRAFT_DATABASE_URL": settings.resolved_database_url,
+        "GRAFT_DATABASE_PASSWORD_FILE": str(settings.database_password_file or ""),
         "GRAFT_INFERENCE_URL": settings.resolved_inference_url,
         "GRAFT_HOST": settings.host,
         "GRAFT_PORT": str(settings.port),
@@ -385,6 +383,7 @@ def embedded_settings(data_folder: Path, port: int, catalogues: tuple[str, ...])
         "host": "127.0.0.1",
         "port": port,
         "database_url": "",
+        "database_password_file": None,
         "inference_url": "",
     }
     if catalogues:

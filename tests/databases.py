@@ -8,8 +8,6 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,17 +15,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.postgresql import PostgresqlServer
 
+KINDS = ("sqlite", "postgresql")
 KIND = os.environ.get("GRAFT_TEST_DATABASE") or "sqlite"
-assert KIND in ("sqlite", "postgresql"), f"GRAFT_TEST_DATABASE={KIND}: sqlite or postgresql"
+assert KIND in KINDS, f"GRAFT_TEST_DATABASE={KIND}: sqlite or postgresql"
 
 
-def database_url(folder: Path) -> str:
+def database_url(folder: Path, kind: str = KIND) -> str:
     """Return the SQLAlchemy URL of the database that belongs to a folder.
 
     The same folder has the same database for as long as the tests run, so that a service may be
-    started again on it; another folder has another one, empty at first.
+    started again on it; another folder has another one, empty at first. A test that goes from one
+    kind to the other says which it means; all others leave that to the run.
     """
-    if KIND == "sqlite":
+    if kind == "sqlite":
         return f"sqlite:///{folder / 'graft.db'}"
     return postgresql().create(f"t_{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}")
 
@@ -37,12 +37,6 @@ def postgresql() -> PostgresqlServer:
     """Return the server of this process of pytest, started when it is first asked for."""
     from tests.postgresql import PostgresqlServer  # noqa: PLC0415 - not on a bare GPU image
 
-    folder = Path(tempfile.mkdtemp(prefix="graft-pg-"))
-    server = PostgresqlServer(folder / "data")
-
-    def end() -> None:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(end)
+    server = PostgresqlServer()
+    atexit.register(server.close)
     return server

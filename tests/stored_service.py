@@ -19,6 +19,8 @@ from jobs.store.jobs import Lease, NewJob
 from jobs.store.models import NewVersion
 from models_cache.blobs import BlobStore
 
+PROJECT = "default"
+
 
 @dataclass
 class StoredService:
@@ -58,9 +60,9 @@ class StoredService:
             "classes": list(manifest.classes),
             "splits": manifest.counts(),
         }
-        with self.database.write() as connection:
+        with self.database.write("test") as connection:
             kept_archive = (archive.sha256, archive.size_bytes)
-            datasets.add(connection, dataset_id, f"n{dataset_id}", kept_archive)
+            datasets.add(connection, dataset_id, f"n{dataset_id}", kept_archive, project=PROJECT)
             datasets.set_ready(connection, dataset_id, facts)
         return [blob.sha256 for blob in kept]
 
@@ -68,6 +70,7 @@ class StoredService:
         """Publish a version whose files are of random bytes."""
         parts = {n: self.blobs.put_bytes(self.some_bytes()) for n in ("model", "golden")}
         new = NewVersion(
+            project=PROJECT,
             name=name,
             artifact_digest=self.blobs.put_bytes(self.some_bytes()).sha256,
             files={n: blob.as_json() for n, blob in parts.items()},
@@ -77,12 +80,13 @@ class StoredService:
             metrics={"val/accuracy_top1": 0.5},
             job_id=job_id,
         )
-        with self.database.write() as connection:
+        with self.database.write("test") as connection:
             return models.publish(connection, new, promote=True)
 
     def add_feedback(self, feedback_id: str, model: str) -> str:
         blob = self.blobs.put_bytes(self.some_bytes())
         said = NewFeedback(
+            project=PROJECT,
             id=feedback_id,
             model=model,
             version=1,
@@ -91,18 +95,19 @@ class StoredService:
             labels=["b"],
             predicted={"label": "ä"},
         )
-        with self.database.write() as connection:
+        with self.database.write("test") as connection:
             feedback.add(connection, [said])
         return blob.sha256
 
     def add_job(self, job_id: str, kind: str = "fine_tune", dataset_id: str | None = None) -> None:
-        with self.database.write() as connection:
-            jobs.accept(connection, NewJob(id=job_id, type=kind, spec={}, dataset_id=dataset_id))
+        with self.database.write("test") as connection:
+            new = NewJob(id=job_id, project=PROJECT, type=kind, spec={}, dataset_id=dataset_id)
+            jobs.accept(connection, new)
 
     def run_job(self, job_id: str) -> Lease:
         """Let a worker of another host hold the job; its run folder has a file and a checkpoint."""
         token = f"token-{job_id}"
-        with self.database.write() as connection:
+        with self.database.write("test") as connection:
             workers.register(connection, f"worker-{job_id}", "elsewhere", 1, "cpu")
             kinds = tuple(sorted(jobs.PUBLIC_TYPES))
             worker = f"worker-{job_id}"
@@ -119,9 +124,16 @@ class StoredService:
     def end_job(self, job_id: str, result: dict[str, Any], ago: timedelta = timedelta()) -> None:
         """Let a job succeed, so long ago."""
         lease = self.run_job(job_id)
-        with self.database.write() as connection:
+        with self.database.write("test") as connection:
             changes = {"result": result}
-            jobs.transition(connection, job_id, JobEvent.SUCCEED, lease=lease, changes=changes)
+            jobs.transition(
+                connection,
+                job_id,
+                JobEvent.SUCCEED,
+                lease=lease,
+                changes=changes,
+                project=PROJECT,
+            )
             ended = update(tables.jobs).where(tables.jobs.c.id == job_id)
             connection.execute(ended.values(finished_at=utc_now() - ago))
 

@@ -25,7 +25,7 @@ from jobs.backup.verify import verify_backup
 from jobs.states import JobEvent
 from jobs.store import datasets, retention, rows, workers
 from jobs.store.database import Database, known_revisions
-from models_cache import durable, faults
+from models_cache import durable
 from models_cache.blobs import Blob, BlobStore
 from models_cache.errors import BlobCorrupt, BlobMissing
 
@@ -75,35 +75,15 @@ def restore_backup(
         _require_empty(data_folder, database)
         verify_backup(folder, snapshot, report)
         durable.write_bytes(mark, durable.canonical_json(snapshot.id), "restore.mark")
-    faults.reach("restore.before_files")
     _copy_blobs(folder, snapshot, BlobStore(data_folder / "blobs"), report)
     for file in snapshot.files:
         _copy_file(folder, file, data_folder)
-    faults.reach("restore.before_rows")
     _copy_rows(folder, snapshot, database)
-    faults.reach("restore.before_migration")
     database.migrate()
-    queued = _queue_again(database)
-    broken = mark_broken(database, BlobStore(data_folder / "blobs"))
-    faults.reach("restore.before_end")
+    restored = _settle(snapshot, database, BlobStore(data_folder / "blobs"))
     mark.unlink()
     durable.fsync_folder(data_folder)
-    return Restored(snapshot, queued, broken)
-
-
-def mark_broken(database: Database, blobs: BlobStore) -> dict[str, int]:
-    """Reject the data sets whose images are not there; return all rows that lack files.
-
-    Only what cannot work is rejected: a data set of which just the archive or a report is gone can
-    still be learned from.
-    """
-    present = pointers.present_blobs(blobs)
-    with database.write("mark_broken") as connection:
-        missing = pointers.missing_files(connection, blobs, present)
-        for owner, absent in missing.items():
-            if owner.kind == pointers.IMAGES:
-                datasets.set_broken(connection, owner.id, len(absent), min(absent))
-    return {str(owner): len(absent) for owner, absent in missing.items()}
+    return restored
 
 
 def _require_known(snapshot: Snapshot) -> None:
@@ -151,7 +131,7 @@ def _copy_rows(folder: BackupFolder, snapshot: Snapshot, database: Database) -> 
         if not rows.is_empty(connection):
             return
     database.migrate(snapshot.revision)
-    with database.write("restore") as connection:
+    with database.write("restore_rows") as connection:
         found = {table.name: table for table in rows.tables_of(connection)}
         for copy in snapshot.tables:
             lines = _rows_of(folder, copy)
@@ -165,11 +145,20 @@ def _rows_of(folder: BackupFolder, copy: TableCopy) -> Iterator[list[Any]]:
             yield json.loads(line)
 
 
-def _queue_again(database: Database) -> list[str]:
-    """Queue the jobs again that ran when the backup was made; their workers are not ours."""
-    with database.write("restore_queue") as connection:
+def _settle(snapshot: Snapshot, database: Database, blobs: BlobStore) -> Restored:
+    """Make the rows true again: no worker holds a job, and what lacks its images is rejected.
+
+    A data set of which just the archive or a report is gone can still be learned from.
+    """
+    present = pointers.present_blobs(blobs)
+    with database.write("restore_end") as connection:
         held = retention.held_jobs(connection)
         for job in held:
             lifecycle.move(connection, job, JobEvent.LOSE)
         workers.remove_all(connection)
-    return [job.id for job in held]
+        missing = pointers.missing_files(connection, blobs, present)
+        for owner, absent in missing.items():
+            if owner.kind == pointers.IMAGES:
+                datasets.set_broken(connection, owner.id, len(absent), min(absent))
+    broken = {str(owner): len(absent) for owner, absent in missing.items()}
+    return Restored(snapshot, [job.id for job in held], broken)

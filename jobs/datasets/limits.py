@@ -63,7 +63,7 @@ class IngestLimits:
     decode_cpu_seconds: int = 10
     decode_wall_seconds: float = 60.0
     decoder_memory_bytes: int = _GIB
-    array_cpu_seconds: int = 60
+    array_cpu_seconds: int = 5
     ingest_memory_bytes: int = 2 * _GIB
     ingest_cpu_seconds: int = 3600
 

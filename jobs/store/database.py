@@ -1,5 +1,8 @@
 """How a transaction is begun, on SQLite and on PostgreSQL; migrations are run here too.
 
+PostgreSQL: every wait ends. A statement, a lock and a transaction in which nothing happens have
+`patience_seconds`; so a process that was stopped inside a transaction does not stop the others.
+
 SQLite: WAL, `synchronous=FULL` (a committed row survives a power cut), `BEGIN IMMEDIATE` for
 writers (a deferred transaction cannot wait when it upgrades), and the `pysqlite3` library, since
 SQLite before 3.51.3 can corrupt a WAL file that several processes checkpoint.
@@ -19,8 +22,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from jobs.store.ballast import Ballast
 from jobs.store.last_commit import Commit, LastCommit, ServerLastCommit, SqliteLastCommit
@@ -31,7 +36,12 @@ try:
 except ImportError:  # only built for Linux; elsewhere the journal mode below makes up for it
     import sqlite3 as sqlite_library
 
-_BUSY_TIMEOUT_SECONDS = 15.0
+#: Raised while the database is away, stopping, starting, locked, full, or read-only (a standby).
+DATABASE_AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
+
+_PATIENCE_SECONDS = 15.0
+_TIMEOUTS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+_DISK_FULL = "53100"  # PostgreSQL's code
 _POOL_SIZE = 40  # as many as the web framework has threads: none waits for a connection
 _MIGRATION_LOCK, _WRITER_LOCK = 4711, 4712  # advisory locks, on PostgreSQL
 _SAFE_WAL_VERSION = (3, 51, 3)
@@ -48,19 +58,32 @@ def known_revisions() -> set[str]:
     return {script.revision for script in ScriptDirectory(str(_MIGRATIONS)).walk_revisions()}
 
 
+def sqlite_facts() -> tuple[str, bool]:
+    """Return the version of the SQLite library, and whether it is safe with a WAL file."""
+    version: tuple[int, ...] = sqlite_library.sqlite_version_info
+    return sqlite_library.sqlite_version, version >= _SAFE_WAL_VERSION
+
+
 class Database:
     """An engine and the two kinds of transaction.
 
     Args:
         url: `sqlite:///<absolute path>` or `postgresql+psycopg://...`.
         ballast: Given up when the disk is full.
+        patience_seconds: How long a statement waits for others.
     """
 
-    def __init__(self, url: str, ballast: Ballast | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        ballast: Ballast | None = None,
+        patience_seconds: float = _PATIENCE_SECONDS,
+    ) -> None:
         self._ballast = ballast
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self._engine = _sqlite_engine(url) if self.is_sqlite else _server_engine(url)
+        engine = _sqlite_engine if self.is_sqlite else _server_engine
+        self._engine = engine(self.url, patience_seconds)
         self._last_commit: LastCommit = (
             SqliteLastCommit(sqlite_library, self.url.database or "")
             if self.is_sqlite
@@ -116,6 +139,8 @@ class Database:
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self._migration_lock(), self._engine.connect() as connection:
+            if not self.is_sqlite:
+                _be_patient(connection)
             config.attributes["connection"] = connection
             faults.reach("migration.before")
             command.upgrade(config, revision)
@@ -141,12 +166,11 @@ class Database:
     def _migration_lock(self) -> Iterator[None]:
         if not self.is_sqlite:
             with self._engine.connect() as connection:
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+                _be_patient(connection)
                 connection.execute(text(f"SELECT pg_advisory_lock({_MIGRATION_LOCK})"))
-                try:
-                    yield
-                finally:
-                    connection.execute(text(f"SELECT pg_advisory_unlock({_MIGRATION_LOCK})"))
-            return
+                yield
+            return  # the connection is closed, and the lock with it
         path = Path(f"{self.url.database}.migrate.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as lock:
@@ -154,12 +178,28 @@ class Database:
             yield
 
 
-def _server_engine(url: str) -> Engine:
+def is_full(error: Exception) -> bool:
+    """Tell whether a statement failed since the disk of the database is full."""
+    original = getattr(error, "orig", None)
+    return getattr(original, "sqlstate", None) == _DISK_FULL or "full" in str(original)
+
+
+def _be_patient(connection: Connection) -> None:
+    """Let a connection wait for as long as it takes; it goes back to no pool."""
+    connection.detach()
+    for name in _TIMEOUTS:
+        connection.execute(text(f"SET {name} = 0"))
+    connection.commit()
+
+
+def _server_engine(url: URL, patience_seconds: float) -> Engine:
     """Return an engine that never hangs: a lease must not run out behind a dead connection."""
+    patience = int(patience_seconds * 1000)  # milliseconds, as the next ones
     options = {
+        "application_name": "graft",
         "connect_timeout": 5,  # seconds
         "tcp_user_timeout": 10_000,  # milliseconds
-        "options": "-c statement_timeout=15000 -c lock_timeout=15000",  # milliseconds
+        "options": " ".join(f"-c {name}={patience}" for name in _TIMEOUTS),
     }
     return create_engine(
         url,
@@ -167,24 +207,26 @@ def _server_engine(url: str) -> Engine:
         pool_size=_POOL_SIZE,
         max_overflow=0,
         isolation_level="REPEATABLE READ",
+        hide_parameters=True,  # of what users sent, nothing is for the log
         connect_args=options,
     )
 
 
-def _sqlite_engine(url: str) -> Engine:
+def _sqlite_engine(url: URL, patience_seconds: float) -> Engine:
     library: ModuleType = sqlite_library
     engine = create_engine(
         url,
         module=library,
         pool_size=_POOL_SIZE,
         max_overflow=0,
-        connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
+        hide_parameters=True,
+        connect_args={"timeout": patience_seconds},
     )
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DBAPI connection
         connection.isolation_level = None  # transactions are begun by `begin` below, not guessed
-        safe = library.sqlite_version_info >= _SAFE_WAL_VERSION
+        _, safe = sqlite_facts()
         connection.execute(f"PRAGMA journal_mode={'WAL' if safe else 'TRUNCATE'}")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")

@@ -21,6 +21,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     TypeDecorator,
     UniqueConstraint,
 )
@@ -48,6 +49,9 @@ class UtcTime(TypeDecorator[datetime]):
 
 #: NULL, never the JSON text "null": `IS NULL` means absent.
 JSON = SQL_JSON(none_as_null=True)
+
+#: Names that pages are ordered by: by their bytes, whatever language the server was set up for.
+ORDERED_NAME = String(63).with_variant(String(63, collation="C"), "postgresql")
 
 metadata = MetaData(
     naming_convention={
@@ -135,7 +139,7 @@ models = Table(
     "models",
     metadata,
     Column("project", String(63), primary_key=True),
-    Column("name", String(63), primary_key=True),
+    Column("name", ORDERED_NAME, primary_key=True),
     Column("last_version", Integer, nullable=False),  # numbers are never reused
     Column("deleted", Boolean, nullable=False),
     Column("created_at", UtcTime, nullable=False),
@@ -165,7 +169,7 @@ model_aliases = Table(
     metadata,
     Column("project", String(63), primary_key=True),
     Column("name", String(63), primary_key=True),
-    Column("alias", String(63), primary_key=True),
+    Column("alias", ORDERED_NAME, primary_key=True),
     Column("version", Integer, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
 )
@@ -210,6 +214,55 @@ idempotency_keys = Table(
     Column("fingerprint", String(64), nullable=False),  # of method, path and body
     Column("resource", String(128), nullable=False),  # what the first request made
     Column("created_at", UtcTime, nullable=False),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("job_id", String(48), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("project", String(63), nullable=False),
+    Column("url", String(2048), nullable=False),
+    Column("secret", String(128), nullable=False),  # it signs: a hash of it would not do
+    Column("receiver", String(300), nullable=False),  # scheme, host and port
+    Column("created_at", UtcTime, nullable=False),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", String(48), primary_key=True),  # sent as `webhook-id`
+    Column("project", String(63), nullable=False),
+    Column("job_id", String(48), ForeignKey("webhooks.job_id", ondelete="CASCADE"), nullable=False),
+    Column("receiver", String(300), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("status", String(16), nullable=False),  # pending | delivered | failed | blocked | gone
+    Column("attempts", Integer, nullable=False),
+    Column("tries_left", Integer, nullable=False),
+    Column("next_at", UtcTime, nullable=False),
+    Column("lease_token", String(48), nullable=True),
+    Column("lease_until", UtcTime, nullable=True),
+    Column("created_at", UtcTime, nullable=False),
+    Column("finished_at", UtcTime, nullable=True),
+    Index("ix_webhook_deliveries_status_next_at", "status", "next_at"),
+    Index("ix_webhook_deliveries_job_id", "job_id"),
+    Index("ix_webhook_deliveries_lease_until", "lease_until"),
+)
+
+webhook_attempts = Table(
+    "webhook_attempts",
+    metadata,
+    Column(
+        "delivery_id",
+        String(48),
+        ForeignKey("webhook_deliveries.id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("number", Integer, primary_key=True),
+    Column("project", String(63), nullable=False),
+    Column("at", UtcTime, nullable=False),
+    Column("response_status", Integer, nullable=True),
+    Column("error", String(32), nullable=True),
 )
 
 api_keys = Table(

@@ -55,7 +55,7 @@ def backup(
     os.umask(0o077)
     require_whole(settings.data_dir)
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.database_address)
     source = Source(database, settings.data_dir, VERSION)
     try:
         with _bar() as report:
@@ -97,7 +97,7 @@ def restore(
     os.umask(0o077)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     backups = BackupFolder.find(source)
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.database_address)
     try:
         with _bar() as report:
             restored = restore_backup(

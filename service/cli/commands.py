@@ -7,6 +7,7 @@ import sys
 import httpx2
 import typer
 
+from jobs.keys import without_keys
 from service.cli import (
     backup_commands,
     batch_command,
@@ -52,6 +53,6 @@ def run() -> None:
     try:
         app()
     except (GraftProblem, JobFailed, DatasetRejected, TimeoutError) as error:
-        sys.exit(f"graft: {error}")
+        sys.exit(f"graft: {without_keys(str(error))}")
     except httpx2.ConnectError as error:
         sys.exit(f"graft: the service does not answer ({error}); is `graft serve` running?")

@@ -1,4 +1,4 @@
-"""`graft doctor`: what is wrong with a data set, readable, with an exit status for scripts."""
+"""`graft doctor`: what is wrong with this machine, or with a data set; a status for scripts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.cli.client_commands import Key, Url, upload_with_bar
+from service.cli.client_commands import AsJson, Key, Url, print_json, upload_with_bar
+from service.cli.configuration import load_settings
+from service.cli.machine_doctor import examine_machine
 from service.client import DEFAULT_URL, DatasetRejected, Graft, Json
 
 _WORST_FIRST = ("error", "warning", "info")
@@ -19,18 +21,32 @@ _MAX_FILES = 20  # unreadable ones, named
 
 
 def doctor(
-    data: Annotated[str, typer.Argument(help="An archive to upload, or the id of a data set.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="An archive to upload, or the id of a data set; none: this machine is looked at."
+        ),
+    ] = None,
+    as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
-    """Say what is wrong with a data set; status 1 if there is an error."""
+    """Say what is wrong with this machine, or with a data set; status 1 if something is."""
+    if data is None:
+        if examine_machine(load_settings(), as_json=as_json):
+            raise typer.Exit(1)
+        return
     with Graft(url, key=key) as graft:
         try:
             dataset = _dataset(graft, data)
         except DatasetRejected as rejected:
             dataset = rejected.dataset
         report = graft.report(dataset["id"])
-    if _tell(dataset, report, Console()):
+    if as_json:
+        print_json(report)
+    else:
+        _tell(dataset, report, Console())
+    if _is_bad(dataset, report):
         raise typer.Exit(1)
 
 
@@ -41,8 +57,8 @@ def _dataset(graft: Graft, data: str) -> Json:
     return graft.wait_for_dataset(data)
 
 
-def _tell(dataset: Json, report: Json, console: Console) -> bool:
-    """Print a report; True if it has an error."""
+def _tell(dataset: Json, report: Json, console: Console) -> None:
+    """Print a report."""
     splits = ", ".join(f"{split['images']} {name}" for name, split in dataset["splits"].items())
     console.print(f"data set {dataset['id']} ({dataset['status']}): {splits or 'no'} images")
     for file in report["errors"][:_MAX_FILES]:
@@ -61,4 +77,8 @@ def _tell(dataset: Json, report: Json, console: Console) -> bool:
             "Labels and outliers are looked at by the first job: "
             f"graft submit {dataset['id']} --no-promote"
         )
-    return dataset["status"] == "rejected" or any(f["severity"] == "error" for f in findings)
+
+
+def _is_bad(dataset: Json, report: Json) -> bool:
+    severities = {found["severity"] for found in report["findings"]}
+    return dataset["status"] == "rejected" or "error" in severities

@@ -35,7 +35,7 @@ def gc(
     settings = load_settings()
     require_whole(settings.data_dir)
     faults.arm(settings.faults, settings.data_dir / "run" / "faults")
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.database_address)
     freed_bytes = None
     try:
         database.migrate()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from jobs.keys import without_keys
 from models_cache.errors import GraftError
 from service.cli import processes
 
@@ -22,7 +23,7 @@ def main() -> None:
 
             commands.run()
     except GraftError as error:
-        sys.exit(f"graft: {error}")
+        sys.exit(f"graft: {without_keys(str(error))}")
 
 
 if __name__ == "__main__":

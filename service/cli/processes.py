@@ -108,6 +108,7 @@ def worker() -> None:
     from jobs.gpus import visible_gpus
     from jobs.presence import Presence
     from jobs.store.database import Database
+    from jobs.webhooks.sender import SenderLimits, WebhookSender
     from jobs.worker import Worker
     from models_cache import faults
     from models_cache.blobs import BlobStore
@@ -131,6 +132,15 @@ def worker() -> None:
     stop = _StopFlag()
     collector.start()
     machine = settings.machine(VERSION, visible_gpus(visible_devices()))
+    sender = WebhookSender(
+        database,
+        settings.egress,
+        SenderLimits(
+            timeout_seconds=settings.webhook_timeout_seconds,
+            first_wait_seconds=settings.webhook_retry_seconds,
+        ),
+    )
+    sender.start()
     Worker(
         database,
         BlobStore(settings.data_dir / "blobs"),
@@ -139,6 +149,7 @@ def worker() -> None:
         presence,
         settings.worker_limits(len(machine.usable_gpus)),
     ).run(stop.is_set)
+    sender.stop()
     collector.stop()
     database.close()
 

@@ -72,8 +72,15 @@ def submit(
         fields = {**job_file.fields, "dataset": _dataset_id(graft, job_file)}
         job = graft.submit(**fields)
         print(f"job {job['id']}", file=sys.stderr)
+        _print_secret(job)
         if follow:
             _print_end(follow_job(graft, job["id"]))
+
+
+def _print_secret(job: Json) -> None:
+    secret = (job["webhook"] or {}).get("secret")
+    if secret is not None:
+        print(f"secret of the webhook (told only now): {secret}", file=sys.stderr)
 
 
 def _print_end(job: Json) -> None:

@@ -9,34 +9,25 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, StreamingResponse
 
 from jobs import lifecycle
-from jobs.datasets.manifest import UNLABELLED
 from jobs.errors import (
-    DatasetRejected,
-    DatasetUnlabelled,
     IllegalTransition,
     JobNotEnded,
     RetryExists,
 )
-from jobs.reproduction import spec_of_reproduction
 from jobs.run_files import list_run_files, open_run_file
 from jobs.states import TERMINAL, JobEvent, JobState
-from jobs.store import datasets, events, idempotency, jobs
-from jobs.store.datasets import Dataset
+from jobs.store import events, jobs
 from jobs.store.jobs import Job
-from models_cache import durable
 from service import quotas
-from service.batch_schemas import batch_reference, batch_spec
-from service.callers import Caller, CallerDep
-from service.errors import NothingHere, ValidationFailed
+from service.callers import CallerDep
+from service.errors import NothingHere
 from service.event_stream import stream_events
 from service.json_body import json_body, json_request
-from service.race_schemas import race_spec
-from service.recipe_schemas import check_parameters
+from service.receivers import webhook_body
 from service.schemas import EventBody, FileBody, JobBody, JobRequest, Page, RetryRequest
 from service.services import (
     NEEDS_SPACE,
@@ -46,15 +37,15 @@ from service.services import (
     Limit,
     Services,
     ServicesDep,
-    model_name_from,
-    new_id,
     remove_run_folders,
 )
+from service.submission import accept, accept_retry
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 _LONGEST_WAIT_SECONDS = 120.0
 _POLL_SECONDS = 0.05
+_BESIDE_SPEC = ("metadata", "webhook")  # told as fields of their own
 #: Where what was asked for is already done, or under way.
 _DONE = {
     JobEvent.CANCEL: (JobState.CANCELLING, JobState.CANCELLED),
@@ -85,13 +76,14 @@ async def create_job(
     prefer: Annotated[str | None, Header(description="`wait=N`: wait up to N seconds.")] = None,
 ) -> JobBody:
     """Queue a job; with `Prefer: wait=N` the answer comes at its end or after N seconds."""
-    job = await run_in_threadpool(accept, services, caller, body, idempotency_key)
+    accepted = await run_in_threadpool(accept, services, caller, body, idempotency_key)
+    job = accepted.job
     wait_seconds = _preferred_wait(prefer)
     if wait_seconds:
         response.headers["Preference-Applied"] = f"wait={wait_seconds:.0f}"
         job = await wait_for_end(services, job, wait_seconds)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return await run_in_threadpool(_placed, services, job)
+    return await run_in_threadpool(_placed, services, job, accepted.secret)
 
 
 @router.get("")
@@ -163,7 +155,7 @@ def retry_job(
         again = jobs.find_retry(connection, job.id)
         if again is None:
             quotas.require_job(connection, caller)
-            again = _accept_retry(connection, job, body.reproduce)
+            again = accept_retry(connection, job, body.reproduce)
         elif ("reproduce" in again.spec) != body.reproduce:
             raise RetryExists(job.id, again.id, "on" if "reproduce" in again.spec else "off")
     response.headers["Location"] = f"/v1/jobs/{again.id}"
@@ -226,94 +218,6 @@ def _run_folder(services: Services, job: Job) -> pathlib.Path:
     return services.settings.data_dir / "runs" / job.id
 
 
-def accept(
-    services: Services, caller: Caller, body: JobRequest, idempotency_key: str | None
-) -> Job:
-    """Check a request completely, then put the job and its key on disk in one transaction.
-
-    Raises:
-        ValidationFailed, RecipeError, WeightsError: Something of it is unknown or out of bounds.
-        DatasetNotFound, DatasetRejected: There is nothing to train on.
-        IdempotencyMismatch: The key was used for another request.
-    """
-    fingerprint = durable.sha256_of_bytes(
-        durable.canonical_json(["jobs", body.model_dump(mode="json")])
-    )
-    spec = _checked_spec(services, caller, body)
-    with services.database.write("submit") as connection:
-        job_id = idempotency.once(
-            connection,
-            idempotency_key,
-            fingerprint,
-            lambda: _insert(connection, caller, body, spec),
-            caller.project,
-        )
-        return jobs.get(connection, job_id, caller.project)
-
-
-def _insert(connection: Connection, caller: Caller, body: JobRequest, spec: dict[str, Any]) -> str:
-    dataset = datasets.get(connection, body.dataset, caller.project)
-    _require_usable(dataset, body.type)
-    quotas.require_job(connection, caller)
-    model = spec.get("model")
-    if body.type == "fine_tune":
-        model = body.model or model_name_from(dataset.name)
-    new = jobs.NewJob(
-        id=new_id("job"),
-        type=body.type,
-        spec={**spec, "model": model},
-        priority=body.priority,
-        dataset_id=dataset.id,
-        model=model,
-        project=caller.project,
-    )
-    return jobs.accept(connection, new).id
-
-
-def _accept_retry(connection: Connection, job: Job, reproduce: bool) -> Job:
-    original = {key: value for key, value in job.spec.items() if key != "reproduce"}
-    new = jobs.NewJob(
-        id=new_id("job"),
-        type=job.type,
-        spec=spec_of_reproduction(job) if reproduce else original,
-        priority=job.priority,
-        dataset_id=job.dataset_id,
-        model=job.model,
-        retry_of=job.id,
-        project=job.project,
-    )
-    if job.dataset_id is not None:
-        _require_usable(datasets.get(connection, job.dataset_id, job.project), job.type)
-    return jobs.accept(connection, new)
-
-
-def _require_usable(dataset: Dataset, job_type: str) -> None:
-    if dataset.status == "rejected":
-        raise DatasetRejected(dataset.id)
-    if dataset.task == UNLABELLED and job_type != "batch_predict":
-        raise DatasetUnlabelled(sum(s["images"] for s in (dataset.splits or {}).values()))
-
-
-def _checked_spec(services: Services, caller: Caller, body: JobRequest) -> dict[str, Any]:
-    if body.type == "race":
-        return race_spec(services.catalogue, services.vault, body)
-    if body.type == "batch_predict":
-        return batch_spec(body, services.versions.read(batch_reference(body), caller.project))
-    if body.type != "fine_tune":
-        offered = "exports are at POST /v1/models/{name}/versions/{version}/exports"
-        raise ValidationFailed.one("/type", "not-offered", f"not offered here; {offered}")
-    if body.model is not None and "@" in body.model:
-        raise ValidationFailed.one("/model", "not-a-name", "a new version has no number yet")
-    check_parameters(body.recipe, body.parameters)
-    services.catalogue.backbone(body.backbone)
-    spec = body.model_dump(mode="json", exclude={"webhook", "priority"})
-    if body.recipe == "scratch":
-        return {**spec, "weights": None}
-    if body.weights != "DEFAULT":
-        services.catalogue.candidates(body.backbone, body.weights)
-    return spec
-
-
 def ask(services: Services, job: Job, event: JobEvent) -> Job:
     """Move a job if its state allows; a repeated request finds it done and changes nothing.
 
@@ -356,15 +260,15 @@ def _event_page(services: Services, job_id: str, after: int, limit: int) -> Page
     return Page(data=shown, has_more=more, next=str(shown[-1].seq) if more else None)
 
 
-def _placed(services: Services, job: Job) -> JobBody:
+def _placed(services: Services, job: Job, secret: str | None = None) -> JobBody:
     """Return a job's body with its place in the queue."""
     if job.status is not JobState.QUEUED:
-        return _body(job, None)
+        return _body(job, None, secret)
     with services.database.read() as connection:
-        return _body(job, jobs.queue_position(connection, job))
+        return _body(job, jobs.queue_position(connection, job), secret)
 
 
-def _body(job: Job, position: int | None) -> JobBody:
+def _body(job: Job, position: int | None, secret: str | None = None) -> JobBody:
     return JobBody(
         id=job.id,
         type=job.type,
@@ -372,7 +276,7 @@ def _body(job: Job, position: int | None) -> JobBody:
         phase=job.phase,
         queue_position=position,
         progress=job.progress,
-        spec={key: value for key, value in job.spec.items() if key != "metadata"},
+        spec={key: value for key, value in job.spec.items() if key not in _BESIDE_SPEC},
         resolved=job.resolved,
         metrics=job.metrics,
         resources=job.resources,
@@ -381,6 +285,7 @@ def _body(job: Job, position: int | None) -> JobBody:
         result=job.result,
         error=error_of(job),
         metadata=job.spec.get("metadata", {}),
+        webhook=webhook_body(job, secret),
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,

@@ -26,7 +26,8 @@ from service.openai_schemas import (
     FineTuningRequest,
 )
 from service.openai_shapes import checkpoint_object, event_object, job_object
-from service.routers.jobs import accept, ask, wait_for_end
+from service.receivers import webhook_body
+from service.routers.jobs import ask, wait_for_end
 from service.routers.openai_files import MAX_PAGE, CursorLimit
 from service.schemas import JobRequest, Page
 from service.services import (
@@ -38,6 +39,7 @@ from service.services import (
     ServicesDep,
     model_name_from,
 )
+from service.submission import accept
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai fine-tuning"])
 
@@ -80,8 +82,11 @@ def create_job(
         model=body.suffix or model_name_from(_ARCHIVE_ENDING.sub("", name)),
         seed=body.seed or 0,
         metadata=body.metadata or {},
+        webhook=body.webhook,
     )
-    return _object(services, accept(services, caller, request, idempotency_key))
+    accepted = accept(services, caller, request, idempotency_key)
+    shown = _object(services, accepted.job)
+    return shown.model_copy(update={"webhook": webhook_body(accepted.job, accepted.secret)})
 
 
 @router.get("")

@@ -11,11 +11,10 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from jobs.store import figures, jobs, workers
-from jobs.store.database import utc_now
+from jobs.store import figures, jobs, webhooks, workers
+from jobs.store.database import DATABASE_AWAY, utc_now
 from service.errors import NotReady
 from service.metrics import Backlog, Surroundings
 from service.services import Services, ServicesDep
@@ -33,7 +32,7 @@ def healthz() -> dict[str, str]:
 async def readyz(services: ServicesDep) -> dict[str, Any]:
     """Say that the database is migrated, inference answers and a worker is alive."""
     checks: dict[str, Any] = {"database": False, "worker": False}
-    with suppress(SQLAlchemyError):  # away for the moment: not ready, which is the answer
+    with suppress(*DATABASE_AWAY):  # away for the moment: not ready, which is the answer
         checks = await run_in_threadpool(_look, services)
     health = await services.inference.health()
     checks["inference"] = health is not None
@@ -64,13 +63,14 @@ def _backlog(services: Services) -> Backlog | None:
             counts = jobs.count_by_status(connection)
             since = jobs.queued_since(connection)
             alive = workers.count_alive(connection, silence)
+            messages = webhooks.count_by_status(connection)
             health = figures.health(connection)
             services.metrics.jobs.look(connection)
-    except SQLAlchemyError:
+    except DATABASE_AWAY:
         return None
     age_seconds = 0.0 if since is None else (utc_now() - since).total_seconds()
     by_state = {state.value: count for state, count in counts.items()}
-    return Backlog(by_state, age_seconds, alive, health)
+    return Backlog(by_state, age_seconds, alive, health, messages)
 
 
 def _look(services: Services) -> dict[str, Any]:

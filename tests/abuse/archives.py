@@ -152,7 +152,7 @@ _SIZES = (
         "A08-large",
         "one entry of 96 MiB of zeros",
         lambda: zip_bytes({"a/0.jpg": bytes(96 << 20)}, zips.DEFLATED),
-        "entry-too-large",
+        "archive-bomb",
     ),
     _now(
         "A09-200",

@@ -157,11 +157,13 @@ CASES = (
     _case("D02-cut", "HDF5, cut", _cut_hdf5, "corrupt-archive"),
     _case("D02-missing", "no labels", _hdf5(_plain), "array-missing"),
     _case("D03-objects", "an array of pickles", _pickled, "array-type-unsupported"),
-    _case(
+    Case(
         "D03-zeros",
         "npz of zeros",
-        lambda: npz_bytes(images=np.zeros((400, 256, 256, 3), np.uint8), labels=np.zeros(400)),
-        "archive-bomb",
+        Archive(
+            lambda: npz_bytes(images=np.zeros((400, 256, 256, 3), np.uint8), labels=np.zeros(400))
+        ),
+        refused(422, "archive-bomb"),
     ),
     _case(
         "D03-shape",

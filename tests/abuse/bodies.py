@@ -232,7 +232,7 @@ _ADDRESSES = (
     _at("IA07-nul", "GET", "/v1/jobs/%00", 422, "validation-failed"),
     _at("IA07-utf8", "GET", "/v1/jobs/%ff%fe", 422, "validation-failed"),
     _at("IA07-file", "GET", "/v1/jobs/{job}/files/..%2fspec.json", 404, "not-found"),
-    _at("IA07-file-dots", "GET", "/v1/jobs/{job}/files/..", 404, "not-found"),
+    _at("IA07-file-dots", "GET", "/v1/jobs/{job}/files/%2e%2e%2fspec.json", 404, "not-found"),
     _at("IA07-file-nul", "GET", "/v1/jobs/{job}/files/%00", 422, "validation-failed"),
     _at("IA07-job", "GET", "/v1/jobs/..%2f..%2fetc%2fpasswd", 404, "not-found"),
     _at("IA07-absent", "GET", "/v1/models/absent", 404, "model-not-found"),

@@ -63,6 +63,19 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One line of a metadata file that many cases share.
+
+    Args:
+        label: Any JSON; of an accepted one the data set has to have that class.
+        file_name: Empty: an image of its own.
+    """
+
+    label: object
+    file_name: str = ""
+
+
+@dataclass(frozen=True)
 class Raw:
     """Bytes on a socket, with pauses between the parts; no HTTP client would send them."""
 
@@ -85,7 +98,7 @@ class Case:
 
     id: str
     what: str
-    send: Call | Archive | Picture | Raw
+    send: Call | Archive | Picture | Row | Raw
     expect: Outcome
     seconds: float = 5.0
     finds: frozenset[str] = frozenset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,8 +15,17 @@ import httpx2
 import psutil
 
 from tests import images
-from tests.abuse import archives, array_files, bodies, labels, pictures, predictions, sockets
-from tests.abuse.case import OK, READY, Archive, Case, Outcome, Picture, Raw
+from tests.abuse import (
+    archives,
+    array_files,
+    artifacts,
+    bodies,
+    labels,
+    pictures,
+    predictions,
+    sockets,
+)
+from tests.abuse.case import ACCEPTED, OK, READY, Archive, Case, Outcome, Picture, Raw, Row
 from tests.abuse.sending import Answer, Target, send
 from tests.abuse.watching import Watch, leaks_in, memory_bytes
 from tests.acceptance.running import RunningService, running
@@ -30,10 +39,11 @@ CASES: tuple[Case, ...] = (
     *bodies.CASES,
     *sockets.CASES,
     *predictions.CASES,
+    *artifacts.CASES,
 )
 _SLOW = tuple(case for case in CASES if isinstance(case.send, Raw) and case.send.pause_seconds)
 _PICTURES = tuple(case for case in CASES if isinstance(case.send, Picture))
-_PREDICTED = frozenset(case.id for case in predictions.CASES)
+_ROWS = {case.id: case.send for case in CASES if isinstance(case.send, Row)}
 _ENDED_SECONDS = 240.0
 
 
@@ -77,18 +87,18 @@ class Result:
 
 
 @contextmanager
-def start_service(folder: Path, database_url: str = "") -> Iterator[RunningService]:
+def start_service(folder: Path, database_url: str | None = None) -> Iterator[RunningService]:
     """Run a service whose surroundings are watched.
 
     Args:
         folder: An empty one: the data, the home and the temporary files of the service go there.
-        database_url: Empty for SQLite.
+        database_url: An empty one; None: of the kind that the tests run on.
     """
     for name in ("home", "tmp", "etc"):
         (folder / name).mkdir(parents=True)
     (folder / "etc" / "passwd").write_text("root:x:0:0\n")
     environment = {
-        "GRAFT_DATABASE_URL": database_url,
+        **({} if database_url is None else {"GRAFT_DATABASE_URL": database_url}),
         "GRAFT_HEAD_SECONDS": "2",
         "GRAFT_SLOW_SECONDS": "2",
         "HOME": str(folder / "home"),
@@ -112,6 +122,7 @@ def run(service: RunningService, canary: Path) -> Result:
         records = {case.id: _record(watch, http, case, answer) for case, answer in slow.items()}
         records |= _all_but_pictures(target, watch, http)
         records |= _pictures(target, watch, http)
+        records |= _rows(http)
         until(lambda: not watch.leftovers(), 60.0)
         _close_idle(http)
         return Result(
@@ -145,6 +156,7 @@ def _prepared(service: RunningService, http: httpx2.Client) -> Target:
 
 
 def _sent(target: Target, http: httpx2.Client, case: Case) -> Answer:
+    assert not isinstance(case.send, Row), "rows share an upload"
     return send(target, http, case.send, f"case {case.id}")
 
 
@@ -160,7 +172,7 @@ def _all_but_pictures(target: Target, watch: Watch, http: httpx2.Client) -> dict
     records: dict[str, Record] = {}
     checked: dict[str, tuple[Case, str]] = {}
     for case in CASES:
-        if case in _SLOW or isinstance(case.send, Picture):
+        if case in _SLOW or isinstance(case.send, (Picture, Row)):
             continue
         answer = _sent(target, http, case)
         records[case.id] = _record(watch, http, case, answer)
@@ -181,7 +193,7 @@ def _ended(http: httpx2.Client, dataset: str) -> dict[str, Any]:
 
     def is_ended() -> bool:
         found.update(http.get(f"/v1/datasets/{dataset}").json())
-        return found["status"] != "processing"
+        return bool(found["status"] != "processing")
 
     until(is_ended, _ENDED_SECONDS)
     return found
@@ -223,35 +235,39 @@ def _checked_pictures(http: httpx2.Client) -> dict[str, str]:
             if isinstance(case.send, Picture)
         }
         body = images.zip_bytes({**files, **images.class_folders(("square", "cross"))})
-        name = "pictures" if is_fine else "no pictures"
-        answer = http.post("/v1/datasets", params={"name": name}, content=body)
-        _ended(http, answer.json()["id"])
-        report = http.get(f"/v1/datasets/{answer.json()['id']}/report").json()
+        report = _checked(http, body, "pictures" if is_fine else "no pictures")[1]
         found = {item["path"].removesuffix(".png"): item["code"] for item in report["errors"]}
         for path, case in chosen.items():
             codes[case.id] = found.get(path.removesuffix(".png"), OK)
     return codes
 
 
+def _rows(http: httpx2.Client) -> dict[str, Record]:
+    """Upload all rows of metadata, those to be kept and those to be refused apart."""
+    fine = {case.id for case in CASES if case.expect == ACCEPTED}
+    kept = {number: row for number, row in _ROWS.items() if number in fine}
+    wrong = {number: row for number, row in _ROWS.items() if number not in fine}
+    classes = _checked(http, labels.archive_of(kept), "labels")[0]["classes"]
+    ends = {
+        number: READY if unicodedata.normalize("NFC", str(row.label)) in classes else "lost"
+        for number, row in kept.items()
+    }
+    report = _checked(http, labels.archive_of(wrong), "no labels")[1]
+    codes = {item["row"]: item["code"] for item in report["errors"] if "row" in item}
+    ends |= {
+        number: codes.get(place, READY)
+        for place, number in enumerate(wrong, start=labels.FIRST_ROW)
+    }
+    return {number: Record(Outcome(202, code)) for number, code in ends.items()}
+
+
+def _checked(http: httpx2.Client, body: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Upload an archive and return its data set and the report, when it has been checked."""
+    answer = http.post("/v1/datasets", params={"name": name}, content=body)
+    dataset = _ended(http, answer.json()["id"])
+    return dataset, http.get(f"/v1/datasets/{dataset['id']}/report").json()
+
+
 def _close_idle(http: httpx2.Client) -> None:
     """Ask for one more answer on a connection that then ends."""
     http.get("/healthz", headers={"connection": "close"})
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """Return what is written for people to look at."""
-    return {
-        name: {
-            "status": record.outcome.status,
-            "code": record.outcome.code,
-            "broken": record.broken,
-        }
-        for name, record in sorted(result.records.items())
-    }
-
-
-def run_in(folder: Path, database_url: str = "") -> Result:
-    """Start a service in a folder, run every case and stop it."""
-    canary = folder / f"service-{os.urandom(4).hex()}"
-    with start_service(canary, database_url) as service:
-        return run(service, canary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
-from tests.abuse.case import ACCEPTED, Archive, Build, Case, rejected
+from tests.abuse.case import ACCEPTED, Archive, Build, Case, Row, rejected
 from tests.images import shape_bytes, zip_bytes
 
 _NAMES = [f"{number}.jpg" for number in range(8)]
@@ -51,35 +51,28 @@ def _case(number: str, what: str, build: Build, code: str = "", *finds: str) -> 
     return Case(number, what, Archive(build), outcome, 30.0, frozenset(finds))
 
 
-def _row(number: str, what: str, row: str, find: str) -> Case:
-    return _case(number, what, _csv(_table([row])), _BAD, find)
+def _row(number: str, what: str, file_name: str, find: str) -> Case:
+    """Return a case of a row that names a wrong file."""
+    return Case(number, what, Row("ant", file_name), rejected(find))
 
 
 def _label(number: str, what: str, label: str) -> Case:
     """Return a case of a strange label that is kept as it is."""
-    rows = [
-        {"file_name": name, "label": label if given == "ant" else given}
-        for name, given in zip(_NAMES, _LABELS, strict=True)
-    ]
-    return _case(number, what, _jsonl(rows))
+    return Case(number, what, Row(label), ACCEPTED)
 
 
 def _bad_label(number: str, what: str, label: object, find: str) -> Case:
-    rows: list[object] = [
-        {"file_name": name, "label": given} for name, given in zip(_NAMES, _LABELS, strict=True)
-    ]
-    rows[0] = {"file_name": _NAMES[0], "label": label}
-    return _case(number, what, _jsonl(rows), _BAD, find)
+    return Case(number, what, Row(label), rejected(find))
 
 
 _ROWS = (
-    _row("C02-missing", "an image that is not there", "absent.jpg,ant", "missing-file"),
-    _row("C02-twice", "an image twice", "0.jpg,ant", "duplicate-row"),
-    _row("C02-contradiction", "an image with two labels", "0.jpg,bee", "duplicate-row"),
-    _row("C02-outside", "an image outside", "../../etc/passwd,ant", "path-traversal"),
-    _row("C02-absolute", "an absolute path", "/etc/passwd,ant", "absolute-path"),
-    _row("C02-url", "a URL", "http://169.254.169.254/x.jpg,ant", "url-not-supported"),
-    _row("C02-file-url", "a file URL", "file:///etc/passwd,ant", "url-not-supported"),
+    _row("C02-missing", "an image that is not there", "absent.jpg", "missing-file"),
+    _row("C02-twice", "an image twice", "0.jpg", "duplicate-row"),
+    _row("C02-contradiction", "an image with two labels", "./0.jpg", "duplicate-row"),
+    _row("C02-outside", "an image outside", "../../etc/passwd", "path-traversal"),
+    _row("C02-absolute", "an absolute path", "/etc/passwd", "absolute-path"),
+    _row("C02-url", "a URL", "http://169.254.169.254/x.jpg", "url-not-supported"),
+    _row("C02-file-url", "a file URL", "file:///etc/passwd", "url-not-supported"),
     _case(
         "C02-150",
         "150 bad rows",
@@ -87,7 +80,13 @@ _ROWS = (
         _BAD,
         "missing-file",
     ),
-    _row("C07-fields", "a field too many", "0.jpg,ant,more", "wrong-field-count"),
+    _case(
+        "C07-fields",
+        "a field too many",
+        _csv(_table(["0.jpg,ant,more"])),
+        _BAD,
+        "wrong-field-count",
+    ),
 )
 
 _FILES = (
@@ -209,3 +208,20 @@ _CLASSES = (
 )
 
 CASES = (*_ROWS, *_FILES, *_STRANGE, *_CLASSES)
+
+
+def archive_of(rows: Mapping[str, Row]) -> bytes:
+    """Return an upload with a metadata line for each row, behind eight good ones."""
+    files = _images()
+    lines: list[dict[str, object]] = [
+        {"file_name": name, "label": label} for name, label in zip(_NAMES, _LABELS, strict=True)
+    ]
+    for place, (number, row) in enumerate(rows.items()):
+        files[f"{number}.jpg"] = shape_bytes("disc", 2000 + place)
+        lines.append({"file_name": row.file_name or f"{number}.jpg", "label": row.label})
+    files["metadata.jsonl"] = "\n".join(map(json.dumps, lines)).encode()
+    return zip_bytes(files)
+
+
+#: Of the first row behind the good ones, counted from 1.
+FIRST_ROW = len(_NAMES) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import httpx2
 from tests.abuse.case import OK, READY, Archive, Call, Outcome, Picture, Raw
 
 _ANSWER_BYTES = 1 << 20
+_ANSWER = re.compile(r"HTTP/1\.1 (?=\d{3} )")
+_CODE = re.compile(r'"code": ?"([a-z0-9-]+)"')
 _TIMEOUT_SECONDS = 15.0  # then what has come is taken, and judged too late
 
 
@@ -131,6 +134,6 @@ def _code_of(body: Any) -> str:  # noqa: ANN401 - JSON is any
 
 def _code_in(text: str) -> str:
     """Return the code in the first answer of a connection."""
-    first = text.split("HTTP/1.1 ")[1] if "HTTP/1.1 " in text else ""
-    _, found, rest = first.replace(" ", "").partition('"code":"')
-    return rest.partition('"')[0] if found else OK
+    first = _ANSWER.split(text, maxsplit=2)[1] if text else ""
+    found = _CODE.search(first)
+    return found[1] if found else OK

@@ -66,6 +66,8 @@ _SLOW = (
         + HOST
         + b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
     ),
+    _slow("FH03-bare", "bare line feeds", _CHUNKED.replace(b"\r\n", b"\n") + b"1\nx\n0\n\n"),
+    _slow("FH13-redis", "Redis", b"*1\r\n$4\r\nPING\r\n"),
 )
 
 _LENGTHS = (
@@ -104,7 +106,8 @@ _LENGTHS = (
         "FH02-te-cl",
         "both lengths, the other way",
         _UPLOAD
-        + b"Transfer-Encoding: chunked\r\nContent-Length: 30\r\n\r\n0\r\n\r\nGET /v1/jobs HTTP/1.1\r\n\r\n",
+        + b"Transfer-Encoding: chunked\r\nContent-Length: 30\r\n\r\n"
+        + b"0\r\n\r\nGET /v1/jobs HTTP/1.1\r\n\r\n",
     ),
     _raw(
         "FH02-te-te",
@@ -137,7 +140,8 @@ _LENGTHS = (
         "more than was declared",
         b"POST /v1/jobs HTTP/1.1\r\n"
         + CLOSE
-        + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}GET /v1/jobs HTTP/1.1\r\n\r\n",
+        + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+        + b"{}GET /v1/jobs HTTP/1.1\r\n\r\n",
         refused(422, "validation-failed"),
     ),
 )
@@ -163,12 +167,6 @@ _CHUNKS = (
         lambda: _CHUNKED + b"4\r\nPK\3\4\r\n0\r\n" + b"X: y\r\n" * 170_000 + b"\r\n",
     ),
     _raw("FH03-end", "a chunk with a wrong end", _CHUNKED + b"1\r\nxyz\r\n0\r\n\r\n"),
-    _raw(
-        "FH03-bare",
-        "bare line feeds",
-        _CHUNKED.replace(b"\r\n", b"\n") + b"1\nx\n0\n\n",
-        refused(415, "archive-type-unknown"),
-    ),
 )
 
 _HEADS = (
@@ -237,15 +235,21 @@ _HEADS = (
     _raw("FH13-tls", "TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50)),
     _raw("FH13-h2", "HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     _raw("FH13-09", "HTTP/0.9", b"GET /\r\n\r\n"),
+    _raw(
+        "FH13-dots",
+        "dots in an address",
+        b"GET /v1/jobs/job_absent/files/.. HTTP/1.1\r\n" + CLOSE + b"\r\n",
+        refused(404, "job-not-found"),
+    ),
     _raw("FH13-3", "HTTP/3.0", b"GET / HTTP/3.0\r\n" + HOST + b"\r\n"),
-    _raw("FH13-redis", "Redis", b"*1\r\n$4\r\nPING\r\n"),
     _raw("FH13-ssh", "SSH", b"SSH-2.0-OpenSSH_9.2\r\n\r\n"),
     _raw(
         "FH13-websocket",
         "a WebSocket",
         b"GET /healthz HTTP/1.1\r\n"
         + HOST
-        + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGVzdA==\r\n\r\n",
+        + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n"
+        + b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGVzdA==\r\n\r\n",
         _OK,
     ),
     _raw(
@@ -271,7 +275,8 @@ _HEADS = (
         "100-continue of what is refused",
         b"POST /v1/jobs HTTP/1.1\r\n"
         + CLOSE
-        + b"Content-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: 9000000\r\n\r\n",
+        + b"Content-Type: application/json\r\nExpect: 100-continue\r\n"
+        + b"Content-Length: 9000000\r\n\r\n",
         refused(413, "payload-too-large"),
     ),
     _raw(
@@ -311,7 +316,8 @@ _FORMS = (
     _multipart(
         "FH10-nested",
         "a form in a form",
-        b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\nx\r\n--c--\r\n--b--\r\n",
+        b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n"
+        b"--c\r\n\r\nx\r\n--c--\r\n--b--\r\n",
     ),
     _multipart("FH10-end", "nothing but an end", b"--b--\r\n"),
     Case(

@@ -15,17 +15,15 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
-from tests.databases import postgresql_server
 from tests.docker_files import REPOSITORY, compose_services, stages
-from tests.waiting import until
+from tests.postgresql import PostgresqlServer
 
 _CONFINE = """
 set -e
@@ -56,20 +54,26 @@ class Composed:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str) -> None:
-        """Start a service behind those that it waits for, and wait until it is healthy."""
+        """Start a service behind those that it waits for."""
         service = self.services[name]
         for awaited in service.get("depends_on", {}):
             assert awaited == "postgres" or awaited in self.processes, f"{name} needs {awaited}"
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                self._confined(service["command"]),
+                self.confined(_python(service["command"])),
                 env=self._environment(service),
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        until(lambda: self.is_healthy(name), _READY_SECONDS, what=f"{name} is healthy")
+
+    def wait_until_healthy(self, name: str) -> None:
+        """Repeat a service's health check until it passes."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while not self.is_healthy(name):
+            assert time.monotonic() < deadline, f"{name} is not healthy"
+            time.sleep(0.5)  # each check is a process of its own
 
     def is_healthy(self, name: str) -> bool:
         """Run a service's health check, as the engine would inside of its container."""
@@ -86,6 +90,19 @@ class Composed:
         process = self.processes.pop(name)
         process.send_signal(signal.SIGTERM)
         return process.wait(_seconds(self.services[name]["stop_grace_period"]))
+
+    def run(self, name: str, *command: str) -> str:
+        """Run a command in a service's place, as `compose run --rm`; return what it prints."""
+        done = subprocess.run(
+            self.confined(_python(["graft", *command])),
+            env=self._environment(self.services[name]),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
 
     def log(self, name: str) -> str:
         """Return what a service has logged."""
@@ -104,14 +121,15 @@ class Composed:
             **self.overrides,
         }
 
-    def _confined(self, command: list[str]) -> list[str]:
+    def confined(self, command: list[str]) -> list[str]:
+        """Return a command that runs another one confined, where we may."""
         if not can_confine():
-            return _python(command)
+            return command
         data, temporary = self.folder / "data", self.folder / "tmp"
         script = _CONFINE.format(
             data=shlex.quote(str(data)),
             temporary=shlex.quote(str(temporary)),
-            command=shlex.join(_python(command)),
+            command=shlex.join(command),
         )
         return ["unshare", "--mount", "sh", "-c", script]
 
@@ -125,13 +143,13 @@ def can_confine() -> bool:
 @contextmanager
 def composed(folder: Path, port: int, overrides: Mapping[str, str]) -> Iterator[Composed]:
     """Yield the services, none started but PostgreSQL; kill what still runs at the end."""
-    for name in ("data", "tmp", "run", "postgres"):
+    for name in ("data", "tmp"):
         (folder / name).mkdir()
     password_file = folder / "database_password"
     password_file.write_text("pass:word@with/signs\n")
     services = compose_services(password_file, "compose.yaml")
-    with postgresql_server(folder / "postgres") as server_uri:
-        socket_folder = _database_with_password(server_uri, password_file.read_text().strip())
+    with closing(PostgresqlServer()) as server:
+        socket_folder = _database_with_password(server, password_file.read_text().strip())
         places = {
             "/run/secrets/database_password": str(password_file),
             "postgresql+psycopg://graft@postgres/graft": (
@@ -150,9 +168,9 @@ def composed(folder: Path, port: int, overrides: Mapping[str, str]) -> Iterator[
                 process.wait()
 
 
-def _database_with_password(server_uri: str, password: str) -> str:
+def _database_with_password(server: PostgresqlServer, password: str) -> str:
     """Make user and database as the image of PostgreSQL does; return the socket's folder."""
-    with psycopg.connect(server_uri, autocommit=True) as connection:
+    with server.connect() as connection:
         connection.execute("CREATE ROLE graft LOGIN")
         stored = connection.pgconn.encrypt_password(password.encode(), b"graft", b"scram-sha-256")
         connection.execute(b"ALTER ROLE graft PASSWORD '%s'" % stored)
@@ -164,8 +182,9 @@ def _database_with_password(server_uri: str, password: str) -> str:
         connection.execute("SELECT pg_reload_conf()")
         # Its socket lies among its files, which are another user's: without capabilities of ours
         socket_folder = Path(connection.info.host)
-        socket_folder.chmod(0o711)
-        return str(socket_folder)
+    for folder in (socket_folder, socket_folder.parent):
+        folder.chmod(0o711)
+    return str(socket_folder)
 
 
 def _image_environment(target: str) -> dict[str, str]:

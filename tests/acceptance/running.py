@@ -115,7 +115,7 @@ def start(
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GRAFT_")}
     settings = {
         "GRAFT_DATA_DIR": str(data_folder),
-        "GRAFT_DATABASE_URL": database_url(data_folder),
+        "GRAFT_DATABASE_URL": environment.get("GRAFT_DATABASE_URL") or database_url(data_folder),
         "GRAFT_PORT": str(port),
         "GRAFT_OFFLINE": "1",
         "GRAFT_DEVICE": "cpu",

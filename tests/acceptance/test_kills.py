@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import socket
 import sys
 import time
 from collections import Counter
@@ -23,11 +24,12 @@ from jobs.states import TERMINAL
 from jobs.store import jobs
 from jobs.worker_limits import WorkerLimits
 from service.client import Graft, Json
-from tests.acceptance.running import RunningService, descendants, start
+from tests.acceptance.running import RunningService, descendants, running, start
 from tests.faults.checker import violations
 from tests.faults.final_state import lives, read_final_state
 from tests.faults.history import History, PatientClient, read_history
 from tests.faults.soak import write_figure
+from tests.images import class_folders, zip_bytes
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
@@ -223,3 +225,33 @@ def test_killed_supervisor_leaves_no_process(tmp_path: Path, shared: Path) -> No
     service.process.kill()
     service.process.wait()
     until(lambda: not any(map(lives, below)), 2.0)
+
+
+def test_an_upload_in_parts_goes_on_after_the_api_was_killed_in_the_middle_of_one(
+    tmp_path: Path,
+) -> None:
+    archive = zip_bytes(class_folders(per_class=20))
+    parts = [archive[: len(archive) // 3], archive[len(archive) // 3 :]]
+    with running(tmp_path / "data") as service, service.client() as graft:
+        with httpx2.Client(base_url=service.url) as http:
+            announced = {"filename": "shapes.zip", "bytes": len(archive), "purpose": "fine-tune"}
+            upload = http.post("/v1/uploads", json=announced).raise_for_status().json()
+            path = f"/v1/uploads/{upload['id']}"
+            first = http.post(f"{path}/parts", content=parts[0]).raise_for_status().json()["id"]
+        port = int(service.url.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            head = f"POST {path}/parts HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            client.sendall(f"{head}Content-Length: {len(parts[1])}\r\n\r\n".encode())
+            client.sendall(parts[1][:-1])
+            arriving = service.data_folder / "uploads"
+            until(lambda: any(file.stat().st_size for file in arriving.glob("*.tmp")), 30.0)
+            os.kill(service.pids()["api"], signal.SIGKILL)
+            until(graft.is_ready, 60.0)
+        with httpx2.Client(base_url=service.url) as http:
+            assert http.get(path).raise_for_status().json()["parts"] == {first: len(parts[0])}
+            last = http.post(f"{path}/parts", content=parts[1]).raise_for_status().json()["id"]
+            whole = {"part_ids": [first, last]}
+            done = http.post(f"{path}/complete", json=whole).raise_for_status().json()
+        assert done["status"] == "completed"
+        splits = graft.wait_for_dataset(done["file"]["id"])["splits"]
+        assert sum(split["images"] for split in splits.values()) == 40

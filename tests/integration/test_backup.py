@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +38,8 @@ from jobs.store.jobs import NewJob
 from models_cache import durable, faults
 from models_cache.blobs import BlobStore
 from models_cache.errors import InsufficientStorage
-from tests.databases import KINDS, new_database
+from tests.databases import KINDS, database_url
 from tests.stored_service import StoredService, rows_of, stored_service
-
-NewUrl = Callable[[str, Path], str]
-
-
-@pytest.fixture
-def new_url(request: pytest.FixtureRequest) -> NewUrl:
-    """Make an empty database of a kind for a data folder."""
-
-    def make(kind: str, folder: Path) -> str:
-        if kind == "sqlite":
-            return f"sqlite:///{folder / 'graft.db'}"
-        return new_database(request.getfixturevalue("postgresql"))
-
-    return make
 
 
 @pytest.fixture
@@ -89,9 +75,9 @@ def assert_restored(service: StoredService, folder: Path, database: Database) ->
         assert after[name] == before[name], name
     assert after["workers"] == []
     with database.read() as connection:
-        assert jobs.get(connection, "job_1").status is JobState.SUCCEEDED
-        assert jobs.get(connection, "job_3").status is JobState.QUEUED
-        assert jobs.get(connection, "job_3").lease_token is None
+        assert jobs.get(connection, "job_1", "default").status is JobState.SUCCEEDED
+        assert jobs.get(connection, "job_3", "default").status is JobState.QUEUED
+        assert jobs.get(connection, "job_3", "default").lease_token is None
         blobs = BlobStore(folder / "blobs")
         needed = {name for owner in pointers.owners(connection, blobs) for name in owner.sha256s}
     assert len(needed) == 12
@@ -106,19 +92,19 @@ def assert_restored(service: StoredService, folder: Path, database: Database) ->
 
 @pytest.mark.parametrize("source", KINDS)
 @pytest.mark.parametrize("target", KINDS)
-def test_everything_comes_back_on_either_database(
-    tmp_path: Path, new_url: NewUrl, source: str, target: str
-) -> None:
+def test_everything_comes_back_on_either_database(tmp_path: Path, source: str, target: str) -> None:
     data, folder = tmp_path / "data", tmp_path / "again"
-    service = stored_service(data, new_url(source, data))
+    service = stored_service(data, database_url(data, source))
     made = back_up(service, tmp_path / "copy")
     assert (made.database, made.missing) == (source, {})
-    database = Database(new_url(target, folder))
+    database = Database(database_url(folder, target))
     restored = bring_back(tmp_path / "copy", folder, database)
     assert (restored.queued_again, restored.broken) == (["job_3"], {})
     assert_restored(service, folder, database)
-    with database.write() as connection:  # numbers that the database gives go on
-        new = jobs.accept(connection, NewJob(id="job_5", type="fine_tune", spec={}))
+    with database.write("test") as connection:  # numbers that the database gives go on
+        new = jobs.accept(
+            connection, NewJob(id="job_5", project="default", type="fine_tune", spec={})
+        )
         assert new.number == 5
     database.close()
     service.database.close()
@@ -201,8 +187,8 @@ def test_what_is_gone_is_named_and_its_data_set_rejected_after_a_restore(
     database = Database(f"sqlite:///{folder / 'graft.db'}")
     assert bring_back(root, folder, database).broken == {"images ds_2": 2}
     with database.read() as connection:
-        found = datasets.get(connection, "ds_2")
-        assert datasets.get(connection, "ds_1").status == "ready"
+        found = datasets.get(connection, "ds_2", "default")
+        assert datasets.get(connection, "ds_1", "default").status == "ready"
     database.close()
     assert found.status == "rejected"
     assert found.problem is not None
@@ -227,14 +213,12 @@ def test_a_folder_that_is_no_place_for_a_backup_is_refused(
     empty.close()
 
 
-def test_a_restore_writes_over_nothing(
-    service: StoredService, tmp_path: Path, new_url: NewUrl
-) -> None:
+def test_a_restore_writes_over_nothing(service: StoredService, tmp_path: Path) -> None:
     root, folder = tmp_path / "copy", tmp_path / "again"
     back_up(service, root)
     with pytest.raises(RestoreTargetUsed, match="data folder"):
         bring_back(root, service.folder, service.database)
-    other = stored_service(tmp_path / "other", new_url("postgresql", tmp_path), seed=1)
+    other = stored_service(tmp_path / "other", database_url(tmp_path, "postgresql"), seed=1)
     before = other.rows()
     with pytest.raises(RestoreTargetUsed, match="database"):
         bring_back(root, folder, other.database)
@@ -252,23 +236,26 @@ def test_a_backup_of_a_later_version_is_refused(service: StoredService, tmp_path
 
 
 def test_a_backup_of_an_older_version_is_migrated_forward(
-    service: StoredService, tmp_path: Path, new_url: NewUrl
+    service: StoredService, tmp_path: Path
 ) -> None:
     """Rows are written into tables as they were, then migrated as an update would."""
     root, folder = tmp_path / "copy", tmp_path / "again"
     old = Database(f"sqlite:///{tmp_path / 'old' / 'graft.db'}")
     old.migrate("0002")
-    with old.write() as connection:
-        jobs.accept(connection, NewJob(id="job_1", type="fine_tune", spec={"a": [1, None]}))
+    with old.write("test") as connection:
+        jobs.accept(
+            connection,
+            NewJob(id="job_1", project="default", type="fine_tune", spec={"a": [1, None]}),
+        )
     made = take_backup(Source(old, tmp_path / "old", "test"), root)
     old.close()
     assert made.revision == "0002"
     assert "feedback" not in {table.name for table in made.tables}
-    database = Database(new_url("postgresql", folder))
+    database = Database(database_url(folder, "postgresql"))
     bring_back(root, folder, database)
     assert database.is_migrated()
     with database.read() as connection:
-        assert jobs.get(connection, "job_1").spec == {"a": [1, None]}
+        assert jobs.get(connection, "job_1", "default").spec == {"a": [1, None]}
     database.close()
 
 
@@ -300,27 +287,32 @@ def child(what: str, plan: str, folder: Path, root: Path) -> int:
     return subprocess.run([*command, str(folder), url, str(root)], timeout=60).returncode
 
 
-@pytest.mark.parametrize(
-    "point",
-    [
-        "backup.begin.after_rename",
-        "blob.before_rename",
-        "backup.after_rows",
-        "copy.before_rename",
-        "backup.snapshot.before_rename",
-        "backup.snapshot.after_rename",
-    ],
+#: In the order in which a backup, and a restore, reach them.
+BACKUP_POINTS = (
+    "backup.begin.after_rename",
+    "backup.after_rows",
+    "copy.before_rename",
+    "backup.snapshot.before_rename",
 )
+RESTORE_POINTS = (
+    "restore.mark.after_rename",
+    "copy.before_rename",
+    "restore_rows.before_tx",
+    "restore_rows.in_tx",
+    "restore_rows.after_commit",
+    "restore_end.before_tx",
+    "restore_end.in_tx",
+    "restore_end.after_commit",
+)
+
+
 def test_a_killed_backup_says_so_and_the_next_one_is_whole(
-    service: StoredService, tmp_path: Path, point: str
+    service: StoredService, tmp_path: Path
 ) -> None:
     root = tmp_path / "copy"
-    assert child("backup", f"{point}=kill", service.folder, root) == -signal.SIGKILL
-    folder = BackupFolder.find(root)
-    assert folder.incomplete() == 1
-    if point == "backup.snapshot.after_rename":
-        verify_backup(folder, folder.snapshot())
-    else:
+    for point in BACKUP_POINTS:
+        assert child("backup", f"{point}=kill", service.folder, root) == -signal.SIGKILL, point
+        folder = BackupFolder.find(root)
         with pytest.raises(BackupMissing, match="1 unfinished"):
             folder.snapshot()
     verify_backup(folder, back_up(service, root))
@@ -328,25 +320,28 @@ def test_a_killed_backup_says_so_and_the_next_one_is_whole(
     assert list(root.rglob(f"*{durable.TEMPORARY_SUFFIX}")) == []
 
 
-@pytest.mark.parametrize(
-    "point",
-    [
-        "restore.before_files",
-        "copy.before_rename",
-        "restore.before_rows",
-        "restore.in_tx",
-        "restore.before_migration",
-        "restore.before_end",
-    ],
-)
+def test_a_killed_backup_leaves_the_earlier_one_as_it_was(
+    service: StoredService, tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    first = back_up(service, root)
+    service.add_dataset("ds_2")
+    plan = "backup.snapshot.before_rename=kill"
+    assert child("backup", plan, service.folder, root) == -signal.SIGKILL
+    folder = BackupFolder.find(root)
+    assert (folder.ids(), folder.incomplete()) == ([first.id], 1)
+    verify_backup(folder, folder.snapshot())
+
+
 def test_a_killed_restore_says_so_and_goes_on_when_repeated(
-    service: StoredService, tmp_path: Path, point: str
+    service: StoredService, tmp_path: Path
 ) -> None:
     root, folder = tmp_path / "copy", tmp_path / "again"
     back_up(service, root)
-    assert child("restore", f"{point}=kill", folder, root) == -signal.SIGKILL
-    with pytest.raises(RestoreUnfinished):
-        require_whole(folder)
+    for point in RESTORE_POINTS:
+        assert child("restore", f"{point}=kill", folder, root) == -signal.SIGKILL, point
+        with pytest.raises(RestoreUnfinished):
+            require_whole(folder)
     database = Database(f"sqlite:///{folder / 'graft.db'}")
     bring_back(root, folder, database)
     assert_restored(service, folder, database)

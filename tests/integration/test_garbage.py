@@ -33,7 +33,7 @@ from jobs.store.database import Database
 from jobs.worker_limits import Retention
 from models_cache import faults
 from models_cache.blobs import BlobStore
-from tests.databases import KINDS, new_database
+from tests.databases import KINDS, database_url
 from tests.stored_service import StoredService, stored_service
 from tests.waiting import until
 
@@ -46,19 +46,19 @@ COLLECTIONS = int(os.environ.get("GRAFT_TEST_COLLECTIONS", "60"))
 def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoredService]:
     """A service whose files are all old, without a job that runs."""
     folder = tmp_path / "data"
-    url = f"sqlite:///{folder / 'graft.db'}"
-    if request.param == "postgresql":
-        url = new_database(request.getfixturevalue("postgresql"))
-    made = stored_service(folder, url)
-    with made.database.write() as connection:
-        for job_id in ("job_3", "job_4"):
-            if job_id == "job_3":
-                jobs.transition(connection, job_id, JobEvent.LOSE)
-            jobs.transition(connection, job_id, JobEvent.CANCEL)
+    made = stored_service(folder, database_url(folder, request.param))
+    end_open_jobs(made)
     age(made)
     yield made
     faults.arm("", Path())
     made.database.close()
+
+
+def end_open_jobs(service: StoredService) -> None:
+    with service.database.write("test") as connection:
+        jobs.transition(connection, "job_3", JobEvent.LOSE, project="default")
+        for job_id in ("job_3", "job_4"):
+            jobs.transition(connection, job_id, JobEvent.CANCEL, project="default")
 
 
 def age(service: StoredService) -> None:
@@ -87,7 +87,7 @@ def test_what_rows_point_to_stays(service: StoredService) -> None:
 def test_each_kind_of_garbage_is_told_with_its_reason_and_goes(service: StoredService) -> None:
     unpointed = service.blobs.put_bytes(service.some_bytes()).sha256
     images = service.add_dataset("ds_2", images=2)
-    with service.database.write() as connection:
+    with service.database.write("test") as connection:
         datasets.remove(connection, "ds_2")
     left = service.blobs.local_path(unpointed).with_name(".some.tmp")
     left.write_bytes(b"x")
@@ -130,7 +130,7 @@ def test_figures_of_jobs_that_ended_long_ago_go_and_their_history_stays(
     with service.database.read() as connection:
         kinds = [event.kind for event in events.page(connection, "job_5", 0, 10)]
         young = [event.kind for event in events.page(connection, "job_1", 0, 10)]
-        last = jobs.get(connection, "job_5").event_seq
+        last = jobs.get(connection, "job_5", "default").event_seq
         assert events.page(connection, "job_5", last - 1, 10)  # a listener finds the end
     assert kinds == ["state", "state", "state"]
     assert "metrics" in young
@@ -141,15 +141,15 @@ def test_what_a_job_stored_stays_until_the_job_ends(service: StoredService) -> N
     service.add_job("job_5")
     lease = service.run_job("job_5")
     report = service.blobs.put_bytes(service.some_bytes()).sha256
-    with service.database.write() as connection:
+    with service.database.write("test") as connection:
         connection.exec_driver_sql(
             "UPDATE jobs SET started_at = '2020-01-01T00:00:00.000000+00:00' WHERE id = 'job_5'"
         )
     in_2021 = 1.61e9
     os.utime(service.blobs.local_path(report), (in_2021, in_2021))
     assert report not in reasons(service)
-    with service.database.write() as connection:
-        jobs.transition(connection, "job_5", JobEvent.SUCCEED, lease=lease)
+    with service.database.write("test") as connection:
+        jobs.transition(connection, "job_5", JobEvent.SUCCEED, lease=lease, project="default")
     assert reasons(service)[report] == UNPOINTED
 
 
@@ -195,28 +195,27 @@ def test_a_backup_holds_what_it_copies(service: StoredService) -> None:
         collect(service.database, service.folder, KEPT)
 
 
-@pytest.mark.parametrize(
-    "point",
-    [
-        "collect.before_unlink",
-        "collect.after_unlink",
-        "collect.before_folder",
-        "collect.after_folder",
-        "collect.figures_in_tx",
-    ],
+#: In the order in which a collection reaches them.
+POINTS = (
+    "collect.before_unlink",
+    "collect.after_unlink",
+    "collect.before_folder",
+    "collect.after_folder",
+    "collect_figures.before_tx",
+    "collect_figures.in_tx",
+    "collect_figures.after_commit",
 )
-def test_a_killed_collection_loses_nothing_and_the_next_ends_it(tmp_path: Path, point: str) -> None:
+
+
+def test_a_killed_collection_loses_nothing_and_the_next_ends_it(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     service = stored_service(folder, f"sqlite:///{folder / 'graft.db'}")
-    for _ in range(3):
+    end_open_jobs(service)
+    for _ in range(len(POINTS)):
         service.blobs.put_bytes(service.some_bytes())
-    (folder / "runs" / "job_9").mkdir()
+    for number in range(len(POINTS)):
+        (folder / "runs" / f"job_9{number}").mkdir()
     service.add_job("job_5")
-    with service.database.write() as connection:
-        for job_id in ("job_4", "job_3"):
-            if job_id == "job_3":
-                jobs.transition(connection, job_id, JobEvent.LOSE)
-            jobs.transition(connection, job_id, JobEvent.CANCEL)
     service.end_job("job_5", {}, ago=timedelta(days=100))
     age(service)
     program = (
@@ -226,10 +225,10 @@ def test_a_killed_collection_loses_nothing_and_the_next_ends_it(tmp_path: Path, 
         "faults.arm(sys.argv[1] + '=kill', Path(sys.argv[2]) / 'faults');"
         "collect(Database(sys.argv[3]), Path(sys.argv[2]), Retention())"
     )
-    command = [sys.executable, "-c", program, point, str(folder), str(service.database.url)]
-    assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
-    assert_nothing_is_lost(service)
-    assert reasons(service) or point == "collect.figures_in_tx"
+    for point in POINTS:
+        command = [sys.executable, "-c", program, point, str(folder), str(service.database.url)]
+        assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL, point
+        assert_nothing_is_lost(service)
     collect(service.database, folder, KEPT)
     assert reasons(service) == {}
     assert find_garbage(service.database, folder, KEPT).figures == 0
@@ -255,13 +254,14 @@ def test_collections_race_writers_and_no_file_that_a_row_points_to_is_lost(
             data = f"{number} {turn % 3}".encode() * 50
             sha256 = BlobStore(service.folder / "blobs").put_bytes(data).sha256
             dataset_id = f"ds_{number}_{turn}"
-            with service.database.write() as connection:
-                datasets.add(connection, dataset_id, dataset_id, (sha256, len(data)))
+            with service.database.write("test") as connection:
+                archive = (sha256, len(data))
+                datasets.add(connection, dataset_id, dataset_id, archive, project="default")
             path = service.blobs.local_path(sha256)
             if not path.exists():
                 lost.append(sha256)
                 continue
-            with service.database.write() as connection:
+            with service.database.write("test") as connection:
                 datasets.remove(connection, dataset_id)
             os.utime(path, (LONG_AGO, LONG_AGO))
             published[number] += 1

@@ -21,7 +21,10 @@ pytestmark = pytest.mark.slow
 
 IMAGES = os.environ.get("GRAFT_TEST_IMAGES", "api").split(",")
 _ABSOLUTE = ("/opt/graft", "/wheels", "/code", "/torch")
-_IMPORTS = "import service.app, service.cli.commands, jobs.worker, h5py, importlib.util as found; "
+_IMPORTS = (
+    "import service.app, service.cli.commands, jobs.worker, h5py, psycopg, "
+    "opentelemetry.exporter.otlp.proto.http, importlib.util as found; "
+)
 _NO_TORCH = "assert found.find_spec('torch') is None; assert found.find_spec('torchvision') is None"
 
 

@@ -58,7 +58,7 @@ def test_every_service_is_confined_checked_and_given_time_to_end(password_file: 
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert set(published) == {"api"}
     assert published["api"][0]["host_ip"] == "127.0.0.1"
-    for waiting, awaited in (("api", "postgres"), ("api", "inference"), ("worker", "api")):
+    for waiting, awaited in (("api", "postgres"), ("worker", "api")):
         assert services[waiting]["depends_on"][awaited]["condition"] == "service_healthy"
     assert services["postgres"]["user"] == "postgres"
     assert "secrets" not in services["inference"]

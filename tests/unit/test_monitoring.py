@@ -34,7 +34,7 @@ def test_every_alert_has_a_severity_and_a_place_in_the_runbook() -> None:
 
 
 def test_panels_lie_beside_each_other_and_have_a_unit() -> None:
-    taken = set()
+    taken: set[tuple[int, int]] = set()
     identities = [panel["id"] for panel in panels()]
     assert len(identities) == len(set(identities))
     for panel in panels():

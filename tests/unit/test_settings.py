@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
+from sqlalchemy.engine import make_url
 
 from jobs.keys import Limits
 from service.settings import Settings, child_environment
@@ -47,6 +49,30 @@ def test_children_get_the_same_folder_whatever_their_own_says(tmp_path: Path) ->
     environment = child_environment(settings)
     assert environment["GRAFT_DATA_DIR"] == str(tmp_path)
     assert environment["GRAFT_INFERENCE_URL"].startswith(f"unix://{tmp_path}")
+
+
+def test_password_of_the_database_comes_from_a_file_and_goes_to_nobody(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("p@ss:w/rd%\nsecond line\n")
+    url = "postgresql+psycopg://graft@host:5432/name?sslmode=require"
+    settings = Settings(database_url=url, database_password_file=secret)
+    address = make_url(settings.database_address)
+    assert (address.username, address.password) == ("graft", "p@ss:w/rd%")
+    assert (address.host, address.port, address.database) == ("host", 5432, "name")
+    assert child_environment(settings)["GRAFT_DATABASE_URL"] == url
+    assert "p@ss" not in str(settings)
+    for wrong in (tmp_path / "absent", tmp_path / "empty"):
+        (tmp_path / "empty").touch()
+        with pytest.raises(ValidationError, match="cannot be read"):
+            Settings(database_url=url, database_password_file=wrong)
+    with pytest.raises(ValidationError, match="GRAFT_DATABASE_URL"):
+        Settings(database_password_file=secret)
+
+
+def test_address_of_a_collector_is_one(tmp_path: Path) -> None:
+    assert Settings(traces_url="http://collector:4318").traces_url
+    with pytest.raises(ValidationError, match="http://"):
+        Settings(traces_url="collector:4318")
 
 
 def test_children_count_gpus_as_the_driver_does_unless_told_otherwise(

@@ -1,0 +1,1 @@
+"""Telling others that a job has ended: signed, at least once, by workers' own threads."""

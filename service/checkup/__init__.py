@@ -1,0 +1,1 @@
+"""The checks of `graft doctor`: what keeps the service from working here, and what to do."""
