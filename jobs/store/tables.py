@@ -50,6 +50,9 @@ class UtcTime(TypeDecorator[datetime]):
 #: NULL, never the JSON text "null": `IS NULL` means absent.
 JSON = SQL_JSON(none_as_null=True)
 
+#: Names that pages are ordered by: by their bytes, whatever language the server was set up for.
+ORDERED_NAME = String(63).with_variant(String(63, collation="C"), "postgresql")
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -136,7 +139,7 @@ models = Table(
     "models",
     metadata,
     Column("project", String(63), primary_key=True),
-    Column("name", String(63), primary_key=True),
+    Column("name", ORDERED_NAME, primary_key=True),
     Column("last_version", Integer, nullable=False),  # numbers are never reused
     Column("deleted", Boolean, nullable=False),
     Column("created_at", UtcTime, nullable=False),
@@ -166,7 +169,7 @@ model_aliases = Table(
     metadata,
     Column("project", String(63), primary_key=True),
     Column("name", String(63), primary_key=True),
-    Column("alias", String(63), primary_key=True),
+    Column("alias", ORDERED_NAME, primary_key=True),
     Column("version", Integer, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
 )
