@@ -16,7 +16,7 @@ FIGURES ?= .
 export DATA CATALOG BACKBONE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo check format test test-postgres gpu cover bench bench-gpu soak lock clean
+.PHONY: help install run demo check format test test-postgres gpu cover bench bench-gpu soak mutants abuse scorecard lock clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -68,12 +68,25 @@ bench-gpu: install ## Print what a CUDA device is worth, and what might be faste
 	$(BIN)/python benchmarks/step_overhead.py --archive $(SHARED)/data/hymenoptera.zip --device cuda \
 	  --steps 30 --json $(FIGURES)/step_overhead.json
 
-soak: install ## Kill processes at random (KILLS=200) and damage array files (FUZZES=5000) for long
+soak: install ## Kill processes at random (KILLS=200), strike every fault point, damage files (FUZZES=5000) for long
 	GRAFT_TEST_KILLS=$${KILLS:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_kills.py -s
+	GRAFT_TEST_SOAK=1 $(BIN)/pytest -m "not gpu" tests/faults -s
+	$(BIN)/python -m tests.faults.mutants
 	GRAFT_TEST_COLLECTIONS=$${COLLECTIONS:-2000} $(BIN)/pytest -m "not gpu" tests/integration/test_garbage.py -k race
 	GRAFT_TEST_FUZZES=$${FUZZES:-5000} $(BIN)/pytest -m "not gpu" tests/integration/test_array_fuzz.py -s
+	GRAFT_TEST_SCHEMA_EXAMPLES=$${EXAMPLES:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_schemathesis.py -s
+	GRAFT_TEST_STRUCTURES=$${STRUCTURES:-20000} $(BIN)/pytest tests/abuse/test_structures.py -s
 	GRAFT_TEST_IMAGES=api,worker-cpu,worker-cuda $(BIN)/pytest tests/integration/test_image_build.py
 	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "one_database and not gpu" -n $(PYTEST_WORKERS) --dist loadfile
+
+mutants: install ## Make seeded mistakes one by one; the tests must notice each
+	$(BIN)/python -m tests.faults.mutants
+
+abuse: install ## Send every hostile request there is, on both databases; figures to build/scorecard
+	$(BIN)/python -m tests.abuse build/scorecard/abuse.json
+
+scorecard: install ## Put the figures of the last long runs together, as JSON and in docs/reliability.md
+	$(BIN)/python -m tests.scorecard
 
 lock: ## Pin every package with hashes (needs uv)
 	uv pip compile pyproject.toml --extra onnx --extra postgres --extra telemetry --universal --python-version 3.11 --generate-hashes --no-header \

@@ -79,9 +79,19 @@ class Running:
         times = {name: self.process(name).cpu_times() for name in ("api", "inference")}
         return {name: each.user + each.system for name, each in times.items()}
 
-    def descriptors(self) -> dict[str, int]:
-        """Return how many files the processes that answer have open."""
-        return {name: self.process(name).num_fds() for name in ("api", "inference")}
+    def descriptors(self) -> dict[str, dict[str, int]]:
+        """Return how many sockets, files and others each process that answers has open."""
+        return {name: _descriptors(self.process(name).pid) for name in ("api", "inference")}
+
+
+def _descriptors(pid: int) -> dict[str, int]:
+    counts = {"sockets": 0, "files": 0, "others": 0}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            target = str(link.readlink())
+            other = "files" if target.startswith("/") else "others"
+            counts["sockets" if target.startswith("socket:") else other] += 1
+    return counts
 
 
 def tree_seconds(process: psutil.Process) -> float:

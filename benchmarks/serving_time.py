@@ -13,6 +13,8 @@ import serving_setup as setup
 from load import Load
 from serving_setup import MODEL, Bench, Running, growth_mib, register
 
+_MOST_AT_ONCE = 64  # connections of an open load
+
 Json = dict[str, Any]
 
 
@@ -54,8 +56,10 @@ def _timed(service: Running, name: str, image: bytes) -> float:
 def soak(bench: Bench) -> Json:
     """70 % of the capacity for a long time: errors, memory, file descriptors.
 
-    Both are looked at after a tenth of the same load first: until then pools of connections and
-    threads grow to their size.
+    Both are looked at after a tenth of the same load first: until then threads come and memory is
+    taken for the largest batch. Before it as many clients at once as the load can have fill the
+    pools of connections, which are bounded: 32 kept ones to inference, one to the database for each
+    thread that asks it at once.
     """
     seconds = bench.options.soak_seconds
     with bench.running() as service:
@@ -64,8 +68,13 @@ def soak(bench: Bench) -> Json:
         def loaded(seconds: float) -> Load:
             asking = bench.asking(*setup.ARCHITECTURES)
             rate = 0.7 * capacity
-            return load.opened(service.port, asking, rate=rate, connections=64, seconds=seconds)
+            return load.opened(
+                service.port, asking, rate=rate, connections=_MOST_AT_ONCE, seconds=seconds
+            )
 
+        load.closed(
+            service.port, bench.asking(*setup.ARCHITECTURES), connections=_MOST_AT_ONCE, seconds=5.0
+        )
         loaded(seconds / 10)
         time.sleep(1)  # its connections are closed
         memory, descriptors = service.memory_bytes(), service.descriptors()

@@ -130,7 +130,7 @@ class ForkServer:
             processes.own_group()
             processes.die_with_parent(self._pid)
             processes.bind_forks()
-            os.nice(request["nice"])
+            processes.yield_cpu(request["nice"])
             _log_to(Path(request["log"]))
             gc.enable()
             self._target(request["spec"])

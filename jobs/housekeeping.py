@@ -1,11 +1,19 @@
-"""Keeps what can be made again (pixels, features, engines, indexes) within a bound on disk."""
+"""Keeps what can be made again within a bound on disk, and forgets rows that have had their time.
+
+What can be made again: pixels, features, engines, indexes.
+"""
 
 from __future__ import annotations
 
 import time
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
+from sqlalchemy import Connection
+
+from jobs.store import idempotency, webhooks
+from jobs.worker_limits import WorkerLimits
 from models_cache.durable import TEMPORARY_SUFFIX
 from models_cache.pixels import PixelCache
 
@@ -25,6 +33,12 @@ def bound_caches(data_folder: Path, limit_bytes: int) -> None:
     kinds = ("features/*.safetensors", "engines/*.onnx", "neighbours/*.npy")
     rest = [path for kind in kinds for path in cache.glob(kind)]
     _remove_oldest(rest, limit_bytes - pixels_bytes)
+
+
+def forget_rows(connection: Connection, limits: WorkerLimits) -> None:
+    """Forget old idempotency keys and messages of webhooks, in a writing transaction."""
+    idempotency.forget(connection, timedelta(seconds=limits.idempotency_seconds))
+    webhooks.forget(connection, timedelta(seconds=limits.webhook_retention_seconds))
 
 
 def _remove_oldest(paths: list[Path], limit_bytes: int) -> None:

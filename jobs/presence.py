@@ -17,7 +17,7 @@ from pathlib import Path
 from jobs import lifecycle
 from jobs.states import JobEvent
 from jobs.store import leases, workers
-from jobs.store.database import DATABASE_AWAY, Database, utc_now
+from jobs.store.database import DATABASE_AWAY, Database
 
 log = logging.getLogger(__name__)
 
@@ -73,19 +73,20 @@ class Presence:
         """Queue again what dead workers held; return the ids of those jobs.
 
         Args:
-            silent_after: A worker of another host is dead when silent for so long.
+            silent_after: A worker of another host is dead when silent for so long; the length of a
+                lease.
         """
         with self._database.read() as connection:
             here = workers.on_host(connection, self._host)
-            silent = workers.silent_since(connection, utc_now() - silent_after)
-            over = leases.with_lease_over(connection)
+            silent = workers.silent_for(connection, silent_after)
+            over = leases.with_lease_over(connection, silent_after)
         dead = [w for w in here if w != self.worker_id and self._is_dead(w)]
         dead += [w for w in silent if w not in here and w != self.worker_id]
         if not dead and not over:
             return []
         with self._database.write("recovery") as connection:
             lost = {job.id: job for job in leases.held_by_workers(connection, dead)}
-            lost |= {job.id: job for job in leases.with_lease_over(connection)}
+            lost |= {job.id: job for job in leases.with_lease_over(connection, silent_after)}
             for job in lost.values():
                 lifecycle.move(connection, job, JobEvent.LOSE)
             workers.remove(connection, dead)

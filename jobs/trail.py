@@ -7,6 +7,7 @@ spec file carries both on.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from models_cache import logs, tracing
 
 if TYPE_CHECKING:  # children follow a trail, and need no database
     from jobs.store.jobs import Job
+
+log = logging.getLogger(__name__)
 
 
 def origin() -> dict[str, str]:
@@ -38,6 +41,7 @@ class Trail:
             self._facts["request_id"] = origin["request_id"]
         attributes: dict[str, str | int] = {"graft.job": job.id, "graft.attempt": job.attempt}
         parent = {name: value for name, value in origin.items() if name != "request_id"}
+        self._kind = job.type
         self._span = tracing.OpenSpan(f"attempt {job.type}", parent, attributes)
 
     def for_child(self) -> dict[str, Any]:
@@ -48,9 +52,16 @@ class Trail:
         """Have the lines of a block say which attempt they are about."""
         return logs.about(**self._facts)
 
+    def begin(self) -> None:
+        """Say that the attempt has begun."""
+        with self.about():
+            log.info("an attempt (%s) has begun", self._kind)
+
     def end(self) -> None:
         """Say that the attempt is over."""
         self._span.end()
+        with self.about():
+            log.info("an attempt (%s) is over", self._kind)
 
 
 @contextmanager

@@ -19,10 +19,11 @@ from typing import Any
 from jobs import lifecycle, publish
 from jobs.admission import Need
 from jobs.attempt import Attempt
+from jobs.away import AWAY
 from jobs.errors import AttemptDied, AttemptsExhausted, AttemptStalled, LeaseLost
 from jobs.executors.protocol import AttemptSpec, Executor, Exited, Lost
 from jobs.gate import Gate
-from jobs.housekeeping import bound_caches
+from jobs.housekeeping import bound_caches, forget_rows
 from jobs.metrics_files import MetricsFiles
 from jobs.presence import Presence
 from jobs.progress import FILE_NAME as PROGRESS_FILE
@@ -30,8 +31,8 @@ from jobs.progress import read_progress
 from jobs.slots import CHILD_KINDS, SLOT_KINDS
 from jobs.specs import Machine, remove_scratch, write_spec
 from jobs.states import TERMINAL, JobEvent, JobState
-from jobs.store import datasets, events, idempotency, jobs, leases, webhooks
-from jobs.store.database import DATABASE_AWAY, Database, utc_now
+from jobs.store import datasets, events, jobs, leases
+from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease
 from jobs.store.last_commit import Commit
 from jobs.trail import Trail
@@ -45,8 +46,6 @@ log = logging.getLogger(__name__)
 
 #: Exit status of a child that was asked to stop and left a checkpoint.
 STOPPED_ON_REQUEST = 75
-#: What goes away and comes back: the database, the disk.
-_AWAY = (*DATABASE_AWAY, OSError)
 _AWAY_SECONDS = 1.0
 _START_AGAIN_AFTER = timedelta(seconds=5)
 _AGAIN_AFTER_LOSS = timedelta(seconds=1)
@@ -97,7 +96,7 @@ class Worker:
             idle_seconds = self._limits.tick_seconds
             try:
                 busy = self._tick()
-            except _AWAY as error:  # children go on within their lease
+            except AWAY as error:  # children go on within their lease
                 log.warning("the database or the disk is away: %s", error)
                 busy, idle_seconds = False, _AWAY_SECONDS
             self._stop_overdue()
@@ -202,8 +201,7 @@ class Worker:
         figures = MetricsFiles(machine.run_folder(job.id), job.attempt)
         attempt = Attempt(job, slot, place, lease, handle, folder, figures, trail, need)
         self._attempts.append(attempt)
-        with trail.about():
-            log.info("attempt %d of job %s (%s) began", job.attempt, job.id, job.type)
+        trail.begin()
 
     # -- attending ---------------------------------------------------------------------------
 
@@ -216,7 +214,7 @@ class Worker:
         try:
             with attempt.trail.about():
                 return self._attend(attempt)
-        except _AWAY as error:
+        except AWAY as error:
             log.warning("job %s could not be attended; trying again: %s", attempt.job.id, error)
             return False
         except Exception:  # a bug of ours: it costs this attempt, not the worker
@@ -234,7 +232,8 @@ class Worker:
             self._record(attempt)
             if isinstance(outcome, (Exited, Lost)):
                 self._conclude(attempt, outcome)
-                self._forget(attempt)
+                self._attempts.remove(attempt)
+                attempt.trail.end()
                 self._tidy(attempt)
                 return True
             if time.monotonic() - attempt.renewed_at >= self._limits.heartbeat_seconds:
@@ -325,10 +324,7 @@ class Worker:
             faults.reach("worker.before_tidying")
             bound_caches(self._machine.data_folder, self._limits.disk_cache_bytes)
             with self._database.write("forget") as connection:
-                age = timedelta(seconds=self._limits.idempotency_seconds)
-                idempotency.forget(connection, age)
-                kept = timedelta(seconds=self._limits.webhook_retention_seconds)
-                webhooks.forget(connection, kept)
+                forget_rows(connection, self._limits)
             folder = self._machine.run_folder(attempt.job.id) / "checkpoints"
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -373,12 +369,8 @@ class Worker:
         while not isinstance(self._executor.poll(attempt.handle), (Exited, Lost)):
             self._executor.wait(self._limits.tick_seconds)
         if attempt in self._attempts:
-            self._forget(attempt)
-
-    def _forget(self, attempt: Attempt) -> None:
-        self._attempts.remove(attempt)
-        attempt.trail.end()
-        log.info("attempt %d of job %s is over", attempt.job.attempt, attempt.job.id)
+            self._attempts.remove(attempt)
+            attempt.trail.end()
 
     def _stop_overdue(self) -> None:
         """Stop children whose lease could not be renewed for two thirds of its length.

@@ -14,7 +14,7 @@ class WorkerLimits:
     weights_slots: int = 1
     engine_slots: int = 1
     export_slots: int = 1
-    lease_seconds: float = 45.0
+    lease_seconds: float = 40.0
     heartbeat_seconds: float = 10.0
     tick_seconds: float = 0.05
     sweep_seconds: float = 5.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,12 +47,14 @@ def onnx_bytes(
 
 
 def open_session(network: bytes | str, threads: int) -> Any:  # noqa: ANN401 - the package is untyped
-    """Return a session of ONNX Runtime on the CPU.
+    """Return a session of ONNX Runtime on the CPU, which tells nobody of it.
 
     Args:
         network: ONNX, or the path of a file with it.
         threads: Of one pass.
     """
+    # Read when it is imported: else it keeps an id and events below the home folder and sends them
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime  # noqa: PLC0415 - optional, and nothing else needs it
 
     options = onnxruntime.SessionOptions()

@@ -103,6 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         dependencies=[Depends(access.admit)],
         telemetry=_TRACED,
+        responses=problems.DOCUMENTED,
     )
     app.state.services = services
     problems.install(app)
@@ -151,6 +152,7 @@ def build_services(settings: Settings) -> Services:
         metrics.jobs.begin(connection)
     catalogues = [Path(path) for path in settings.weights_catalog]
     blobs = BlobStore(settings.data_dir / "blobs")
+    versions = VersionFinder(database)
     inference = InferenceClient(settings.resolved_inference_url, settings.predict_timeout_seconds)
     return Services(
         settings=settings,
@@ -170,9 +172,9 @@ def build_services(settings: Settings) -> Services:
         indexer=Indexer(
             blobs, NeighbourStore(settings.data_dir / "cache" / "neighbours"), inference
         ),
-        versions=VersionFinder(database),
+        versions=versions,
         engine_wishes=EngineWishes(database),
-        shadows=Shadows(database, inference, settings.shadow_fraction),
+        shadows=Shadows(database, versions, inference, settings.shadow_fraction),
         key_ring=key_ring,
         rates=Rates(),
         false_keys=Rates(),

@@ -11,7 +11,6 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import quote
 
 import platformdirs
 from pydantic import Field, field_validator, model_validator
@@ -24,6 +23,7 @@ from jobs.store.ballast import Ballast
 from jobs.worker_limits import Retention, WorkerLimits
 from models_cache.egress_policy import EgressPolicy
 from service.connection_limits import ConnectionLimits
+from service.secret_files import secret_in, with_password
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -157,7 +157,7 @@ class Settings(BaseSettings):
         "", description="Collector of OpenTelemetry spans, OTLP over HTTP; empty: none."
     )
     lease_seconds: float = Field(
-        45.0,
+        40.0,
         ge=1,
         le=3600,
         description="After so long without a sign a worker of another host is dead.",
@@ -217,7 +217,7 @@ class Settings(BaseSettings):
     @field_validator("database_password_file")
     @classmethod
     def _readable(cls, value: Path | None) -> Path | None:
-        if value is not None and not _first_line(value):
+        if value is not None and not secret_in(value):
             raise ValueError(f"{value} is empty, or cannot be read by this user")
         return value and value.absolute()
 
@@ -243,13 +243,8 @@ class Settings(BaseSettings):
     @cached_property
     def database_address(self) -> str:
         """The database, with its password: for connecting, not for printing."""
-        url = self.resolved_database_url
-        if self.database_password_file is None:
-            return url
-        scheme, _, rest = url.partition("://")
-        user, _, place = rest.rpartition("@")
-        password = quote(_first_line(self.database_password_file), safe="")
-        return f"{scheme}://{user}:{password}@{place}"
+        url, path = self.resolved_database_url, self.database_password_file
+        return url if path is None else with_password(url, path)
 
     @cached_property
     def resolved_inference_url(self) -> str:
@@ -348,14 +343,6 @@ class Settings(BaseSettings):
             webhook_retention_seconds=self.webhook_retention_seconds,
             low_water_bytes=self.low_water_bytes,
         )
-
-
-def _first_line(path: Path) -> str:
-    """Return the first line of a file; nothing if it cannot be read."""
-    try:
-        return path.read_text().partition("\n")[0].strip()
-    except OSError:
-        return ""
 
 
 def available_cores() -> int:

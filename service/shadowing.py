@@ -10,17 +10,17 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from jobs.store import models, shadows
+from jobs.store import shadows
 from jobs.store.database import DATABASE_AWAY, Database
 from jobs.store.models import DEFAULT_ALIAS, Version
 from jobs.store.shadows import Comparisons, Pair
 from models_cache.errors import GraftError
 from service.inference_client import InferenceClient, Wanted
+from service.version_finder import VersionFinder
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +33,21 @@ class Shadows:
     """Asks candidates what was asked of others, and counts.
 
     Args:
-        database: Where aliases and counts are.
+        database: Where counts are.
+        versions: Finds candidates.
         inference: Who answers.
         fraction: Share of the requests that a candidate gets, from 0 to 1.
     """
 
-    def __init__(self, database: Database, inference: InferenceClient, fraction: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        versions: VersionFinder,
+        inference: InferenceClient,
+        fraction: float,
+    ) -> None:
         self._database = database
+        self._versions = versions
         self._inference = inference
         self._fraction = fraction
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,10 +102,11 @@ class Shadows:
         self, version: Version, images: Sequence[bytes | memoryview], said: list[dict[str, Any]]
     ) -> None:
         try:
-            candidate = await run_in_threadpool(self._candidate, version)
+            reference = f"{version.name}@{ALIAS}"
+            candidate = await self._versions.find_if_any(reference, version.project)
         except DATABASE_AWAY:  # as when it misses others
             return
-        if candidate is None:
+        if candidate is None or candidate.version == version.version:
             return
         try:
             answer = await self._inference.predict(candidate.artifact_digest, images, Wanted())
@@ -108,12 +117,6 @@ class Shadows:
         self._counted[pair] = self._counted.get(pair, Comparisons()) + found
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_soon())
-
-    def _candidate(self, version: Version) -> Version | None:
-        with self._database.read() as connection, suppress(GraftError):
-            candidate = models.resolve(connection, version.name, ALIAS, version.project)
-            return candidate if candidate.version != version.version else None
-        return None
 
     async def _write_soon(self) -> None:
         await asyncio.sleep(_WRITE_SECONDS)

@@ -9,9 +9,11 @@ true. A promotion is therefore seen by the first request behind it, as without t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.concurrency import run_in_threadpool
 
+from jobs.errors import ModelNotFound, VersionNotFound
 from jobs.store import models
 from jobs.store.database import Database
 from jobs.store.last_commit import Commit
@@ -20,9 +22,11 @@ from jobs.store.models import Version
 _MOST_REMEMBERED = 4096
 _MOST_CLASSES = 1000  # of a version that is remembered: names of more are not for keeping
 
+_Key = tuple[str, str]  # project and reference
+
 
 class VersionFinder:
-    """Finds versions by reference.
+    """Finds versions by reference; requests that ask the same at once share one look.
 
     Args:
         database: Where models are.
@@ -30,8 +34,10 @@ class VersionFinder:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._remembered: dict[tuple[str, str], Version] = {}
-        self._as_of: Commit = None  # what `_remembered` is true of
+        self._as_of: Commit = None  # what the following is true of
+        self._remembered: dict[_Key, Version] = {}
+        self._absent: set[_Key] = set()
+        self._reading: dict[_Key, asyncio.Task[Version]] = {}
         self._asking: asyncio.Task[Commit] | None = None  # a server
 
     def read(self, reference: str, project: str) -> Version:
@@ -50,19 +56,37 @@ class VersionFinder:
         Raises:
             ModelNotFound, VersionNotFound: It means none.
         """
+        if not await self._is_as_of_now():
+            return await run_in_threadpool(self.read, reference, project)
+        key = project, reference
+        if (known := self._remembered.get(key)) is not None:
+            return known
+        reading = self._reading.get(key)
+        if reading is None:
+            again = self._read_and_remember(key, self._remembered)
+            reading = self._reading[key] = asyncio.create_task(again)
+            reading.add_done_callback(_forgotten(self._reading, key))
+        return await asyncio.shield(reading)  # a client that hangs up takes it from nobody
+
+    async def find_if_any(self, reference: str, project: str) -> Version | None:
+        """As `find`, but None if it means none; for references to models that there are."""
+        key = project, reference
+        if await self._is_as_of_now() and key in self._absent:
+            return None
+        absent = self._absent
+        try:
+            return await self.find(reference, project)
+        except (ModelNotFound, VersionNotFound):
+            absent.add(key)
+            return None
+
+    async def _is_as_of_now(self) -> bool:
+        """Forget what a commit may have changed; tell whether anything may be remembered."""
         as_of = await self._last_commit()
         if as_of is None or as_of != self._as_of:
-            self._remembered, self._as_of = {}, as_of
-        elif (known := self._remembered.get((project, reference))) is not None:
-            return known
-        remembered = self._remembered
-        version = await run_in_threadpool(self.read, reference, project)
-        # Read behind `as_of`: at least as new. If it is newer, so is the next `last_commit`
-        if as_of is not None and len(version.classes) <= _MOST_CLASSES:
-            if len(remembered) >= _MOST_REMEMBERED:
-                del remembered[next(iter(remembered))]
-            remembered[project, reference] = version
-        return version
+            self._as_of = as_of
+            self._remembered, self._absent, self._reading = {}, set(), {}
+        return as_of is not None
 
     async def _last_commit(self) -> Commit:
         """Ask the database; a server in a thread, and once for all that wait for its answer."""
@@ -75,3 +99,26 @@ class VersionFinder:
             self._asking = asyncio.create_task(run_in_threadpool(self._database.last_commit))
         assert self._asking is not None
         return await asyncio.shield(self._asking)
+
+    async def _read_and_remember(self, key: _Key, remembered: dict[_Key, Version]) -> Version:
+        project, reference = key
+        version = await run_in_threadpool(self.read, reference, project)
+        # Read behind `_as_of`: at least as new. If it is newer, so is the next `last_commit`
+        if len(version.classes) <= _MOST_CLASSES:
+            if len(remembered) >= _MOST_REMEMBERED:
+                del remembered[next(iter(remembered))]
+            remembered[key] = version
+        return version
+
+
+def _forgotten(
+    reading: dict[_Key, asyncio.Task[Version]], key: _Key
+) -> Callable[[asyncio.Task[Version]], None]:
+    """Return what takes a task that has ended off the list; its error is for those who wait."""
+
+    def forget(task: asyncio.Task[Version]) -> None:
+        del reading[key]
+        if not task.cancelled():
+            task.exception()  # nobody may wait any more: then asyncio would log it
+
+    return forget

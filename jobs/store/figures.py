@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection, func, select
 
 from jobs.states import HELD, TERMINAL, JobState
-from jobs.store.database import utc_now
+from jobs.store.lease_clock import lease_now
 from jobs.store.tables import jobs, workers
 
 _UNFINISHED = [state for state in JobState if state not in TERMINAL]
@@ -70,7 +70,7 @@ def ended(connection: Connection, numbers: Collection[int], after: int) -> Itera
 
 def health(connection: Connection) -> Health:
     """Return how workers and their jobs are."""
-    now = utc_now()
+    now = lease_now(connection)
     count = select(func.count()).select_from(jobs)
     held = count.where(jobs.c.status.in_(HELD))
     beat: datetime | None = connection.scalar(select(func.min(workers.c.heartbeat_at)))

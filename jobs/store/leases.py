@@ -21,11 +21,14 @@ from sqlalchemy import (
 
 from jobs.errors import LeaseLost
 from jobs.states import HELD, JobEvent, JobState, next_state
-from jobs.store import events
+from jobs.store import events, lease_clock
 from jobs.store.database import utc_now
 from jobs.store.jobs import Job, Lease, job_of
+from jobs.store.lease_clock import lease_now
 from jobs.store.tables import datasets, jobs
 
+#: No job is put off for so long.
+_LONGEST_WAIT = timedelta(minutes=10)
 #: Phase of a queued job for which a slot, but no memory, is free.
 WAITING_FOR_MEMORY = "waiting-for-memory"
 #: The same, where the disk is almost full.
@@ -70,7 +73,7 @@ def claim(
         lease: How long it holds.
         only: Number of the job that may be taken, where another would not do.
     """
-    now = utc_now()
+    now, lease_end = utc_now(), lease_now(connection) + lease
     most_urgent = _claimable(types)
     if only is not None:
         most_urgent = most_urgent.where(jobs.c.number == only)
@@ -85,7 +88,7 @@ def claim(
             attempt=jobs.c.attempt + 1,
             worker_id=worker_id,
             lease_token=token,
-            lease_until=now + lease,
+            lease_until=lease_end,
             started_at=func.coalesce(jobs.c.started_at, _as_text(now)),
             not_before=None,
             phase=None,
@@ -110,7 +113,7 @@ def renew(connection: Connection, lease: Lease, length: timedelta) -> JobState:
     row = connection.execute(
         update(jobs)
         .where(_held_by(lease))
-        .values(lease_until=utc_now() + length)
+        .values(lease_until=lease_now(connection) + length)
         .returning(jobs.c.status)
     ).one_or_none()
     if row is None:
@@ -161,11 +164,15 @@ def held_by_workers(connection: Connection, worker_ids: Collection[str]) -> list
     return [job_of(row) for row in rows]
 
 
-def with_lease_over(connection: Connection) -> list[Job]:
-    """Return the held jobs whose lease has run out: their worker's host is gone."""
-    rows = connection.execute(
-        select(jobs).where(jobs.c.status.in_(HELD), jobs.c.lease_until < utc_now())
-    )
+def with_lease_over(connection: Connection, longest: timedelta) -> list[Job]:
+    """Return the held jobs whose lease has run out: their worker, or its host, is gone.
+
+    Args:
+        connection: To read with.
+        longest: How long a lease is.
+    """
+    is_over = lease_clock.over(connection, jobs.c.lease_until, longest)
+    rows = connection.execute(select(jobs).where(jobs.c.status.in_(HELD), is_over))
     return [job_of(row) for row in rows]
 
 
@@ -180,12 +187,17 @@ def _claimable(types: Collection[str]) -> Select[tuple[int]]:
     dataset_pending = exists().where(
         datasets.c.id == jobs.c.dataset_id, datasets.c.status == "processing"
     )
+    now = utc_now()
     return (
         select(jobs.c.number)
         .where(
             jobs.c.status == JobState.QUEUED,
             jobs.c.type.in_(types),
-            or_(jobs.c.not_before.is_(None), jobs.c.not_before <= utc_now()),
+            or_(
+                jobs.c.not_before.is_(None),
+                jobs.c.not_before <= now,
+                jobs.c.not_before > now + _LONGEST_WAIT,  # the clock was set back meanwhile
+            ),
             or_(jobs.c.type == "ingest", ~dataset_pending),
         )
         .order_by(jobs.c.priority.desc(), jobs.c.number)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    func,
+    insert,
+    not_,
+    select,
+    update,
+)
 
-from jobs.store.database import utc_now
+from jobs.store.lease_clock import lease_now
 from jobs.store.tables import workers
 
 
@@ -15,7 +25,7 @@ def register(connection: Connection, worker_id: str, host: str, pid: int, device
     """Insert a worker that has just started."""
     connection.execute(
         insert(workers).values(
-            id=worker_id, host=host, pid=pid, device=device, heartbeat_at=utc_now()
+            id=worker_id, host=host, pid=pid, device=device, heartbeat_at=lease_now(connection)
         )
     )
 
@@ -23,7 +33,7 @@ def register(connection: Connection, worker_id: str, host: str, pid: int, device
 def beat(connection: Connection, worker_id: str) -> bool:
     """Say that a worker is alive; False if it was taken for dead and its row removed."""
     done = connection.execute(
-        update(workers).where(workers.c.id == worker_id).values(heartbeat_at=utc_now())
+        update(workers).where(workers.c.id == worker_id).values(heartbeat_at=lease_now(connection))
     )
     return done.rowcount == 1
 
@@ -43,14 +53,20 @@ def on_host(connection: Connection, host: str) -> list[str]:
     return list(connection.scalars(select(workers.c.id).where(workers.c.host == host)))
 
 
-def silent_since(connection: Connection, before: datetime) -> list[str]:
-    """Return the ids of workers whose last heartbeat is older than `before`."""
-    return list(connection.scalars(select(workers.c.id).where(workers.c.heartbeat_at < before)))
+def silent_for(connection: Connection, length: timedelta) -> list[str]:
+    """Return the ids of workers that have not been heard of for so long."""
+    return list(connection.scalars(select(workers.c.id).where(not_(_heard(connection, length)))))
 
 
 def count_alive(connection: Connection, within: timedelta, *, host: str | None = None) -> int:
     """Return how many workers have been heard of lately, of one host or of all."""
-    statement = select(func.count()).where(workers.c.heartbeat_at >= utc_now() - within)
+    statement = select(func.count()).select_from(workers).where(_heard(connection, within))
     if host is not None:
         statement = statement.where(workers.c.host == host)
     return connection.scalar(statement) or 0
+
+
+def _heard(connection: Connection, within: timedelta) -> ColumnElement[bool]:
+    """A heartbeat that lies ahead is of another boot of the host (see `lease_clock`)."""
+    now = lease_now(connection)
+    return and_(workers.c.heartbeat_at >= now - within, workers.c.heartbeat_at <= now + within)

@@ -8,6 +8,7 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.backup.unfinished import mark_path
@@ -91,7 +92,7 @@ def _written(folder: Path) -> Finding:
             "writing", f"{folder} cannot be written: {error}", "make it writable for this user"
         )
     finally:
-        path.unlink(missing_ok=True)
+        _removed(path)
     took_ms = (time.monotonic() - began) * 1000
     if not same:
         return problem("writing", "a file read back differs", "check the disk")
@@ -110,8 +111,13 @@ def _locks(folder: Path) -> Finding:
     except OSError as error:
         return problem("locks", f"files cannot be locked: {error}", "keep it on a local disk")
     finally:
-        path.unlink(missing_ok=True)
+        _removed(path)
     return problem("locks", "a locked file was locked again", "keep it on a local disk")
+
+
+def _removed(path: Path) -> None:
+    with suppress(OSError):  # on a read-only disk it was not made
+        path.unlink()
 
 
 def _one_file_system(folder: Path) -> Finding:

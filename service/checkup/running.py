@@ -15,7 +15,7 @@ from service.checkup.finding import Finding, fine, problem, warning
 from service.http_connections import HttpConnections
 from service.settings import Settings
 
-_ASK_SECONDS = 5.0
+_ASK_SECONDS = 2.0
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 

@@ -55,7 +55,7 @@ def create(
         Limits(requests_per_minute, unfinished_jobs, datasets, stored_bytes),
         None if days is None else timedelta(days=days),
     )
-    with _database() as database, database.write() as connection:
+    with _database() as database, database.write("key_create") as connection:
         issued = issue(connection, wish)
     _show(issued)
 
@@ -78,7 +78,7 @@ def rotate(
     ] = 24,
 ) -> None:
     """Give a key a new secret and print it."""
-    with _database() as database, database.write() as connection:
+    with _database() as database, database.write("key_rotate") as connection:
         project = _project_of(keys.of_every_project(connection), key_id)
         issued = renew(connection, key_id, project, timedelta(hours=grace_hours))
     _show(issued)
@@ -87,7 +87,7 @@ def rotate(
 @app.command("revoke")
 def revoke(key_id: KeyId) -> None:
     """End a key for good; a running service notices within seconds."""
-    with _database() as database, database.write() as connection:
+    with _database() as database, database.write("key_revoke") as connection:
         project = _project_of(keys.of_every_project(connection), key_id)
         keys.revoke(connection, key_id, project)
 

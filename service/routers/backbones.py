@@ -59,8 +59,7 @@ def list_backbones(
     ]
     if downloaded is not None:
         bodies = [body for body in bodies if body["downloaded"] is downloaded]
-    more = len(bodies) > limit
-    return Page(data=bodies[:limit], has_more=more, next=bodies[limit - 1]["id"] if more else None)
+    return _page(bodies, limit)
 
 
 @router.get("/backbones/{architecture}")
@@ -96,13 +95,14 @@ def download(
 
 
 @router.get("/recipes", tags=["recipes"])
-def list_recipes() -> Page[dict[str, Any]]:
-    """List the recipes with what each does and what to expect of it."""
+def list_recipes(limit: Limit = 20, after: After = None) -> Page[dict[str, Any]]:
+    """List the recipes by name with what each does and what to expect of it."""
     bodies = [
         {"id": name, "object": "recipe", "name": name, "description": recipe.__doc__}
-        for name, recipe in RECIPES.items()
+        for name, recipe in sorted(RECIPES.items())
+        if after is None or name > after
     ]
-    return Page(data=bodies, has_more=False, next=None)
+    return _page(bodies, limit)
 
 
 @router.get("/recipes/{name}/schema", tags=["recipes"])
@@ -113,6 +113,11 @@ def get_schema(name: RecipePath) -> dict[str, Any]:
     except RecipeInvalid as error:
         raise AddressUnknown(str(error)) from error
     return schema
+
+
+def _page(bodies: list[dict[str, Any]], limit: int) -> Page[dict[str, Any]]:
+    more = len(bodies) > limit
+    return Page(data=bodies[:limit], has_more=more, next=bodies[limit - 1]["id"] if more else None)
 
 
 def _recent_downloads(services: Services) -> dict[tuple[str, str], Job]:

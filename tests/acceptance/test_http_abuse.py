@@ -87,6 +87,22 @@ def test_backbones_are_listed_page_by_page(http: httpx2.Client) -> None:
     assert_problem(http.get("/v1/backbones?limit=0"), 422, "validation-failed")
 
 
+def test_recipes_are_listed_page_by_page(http: httpx2.Client) -> None:
+    whole = http.get("/v1/recipes").json()
+    names = [item["id"] for item in whole["data"]]
+    assert names == sorted(names)
+    assert (len(names) > 3, whole["has_more"], whole["next"]) == (True, False, None)
+    found: list[str] = []
+    after: dict[str, str] = {}
+    for _ in names:
+        page = http.get("/v1/recipes", params={"limit": 1, **after}).json()
+        found += [item["id"] for item in page["data"]]
+        after = {"after": found[-1]}
+        assert page["next"] == (found[-1] if page["has_more"] else None)
+    assert (found, page["has_more"]) == (names, False)
+    assert_problem(http.get("/v1/recipes?limit=0"), 422, "validation-failed")
+
+
 def test_rejected_dataset_says_why_and_fails_the_jobs_that_wait_for_it(
     plain: RunningService, tmp_path: Path
 ) -> None:

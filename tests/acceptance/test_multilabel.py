@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.shared]
 _SIDE_PX = 256
 _COUNTS = {"train": 240, "val": 120}
 _LABELS = {"ant": ["ant", "insect"], "bee": ["bee", "insect"], "person": ["person"]}
+_ALL_LABELS = ("ant", "bee", "insect", "person")
 #: A model that says nothing reaches the mean share of the labels, 0.63 here.
 _HEAD_BAR = 0.85
 _FLIPPED = 10
@@ -157,6 +158,26 @@ def test_scores_are_calibrated_and_budgets_are_of_whole_sets(
     assert not all(prediction["abstained"] for prediction in answer["predictions"])
     refused = graft.predict("labeller", pictures[0], max_error=0.0001)
     assert refused["abstention"]["threshold"] is None
+
+
+def test_feedback_agrees_if_it_names_the_same_labels_in_whatever_order(
+    graft: Graft, drawn: tuple[dict[str, bytes], Rows], head_job: Json
+) -> None:
+    files, rows = drawn
+    model = f"labeller@{head_job['result']['version']}"
+    several = (row["file_name"] for row in rows["val"] if len(row["labels"]) > 1)
+    picture = files[f"val/{next(several)}"]
+    predicted = graft.predict(model, picture)["predictions"][0]["labels"]
+    assert len(predicted) > 1
+    for labels, agreed in (
+        (predicted, True),
+        (predicted[::-1], True),
+        (predicted[1:], False),
+        ([*predicted, next(n for n in _ALL_LABELS if n not in predicted)], False),
+    ):
+        given = graft.feedback(model, picture, *labels)
+        assert set(given["predicted"]["labels"]) == set(predicted)
+        assert given["agreed"] is agreed, labels
 
 
 def test_flipped_labels_are_named_with_their_class(

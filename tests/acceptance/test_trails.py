@@ -101,7 +101,10 @@ def test_every_line_of_every_process_is_json_and_says_what_it_is_about(
     lines = [json.loads(line) for line in service.log_path.read_text().splitlines()]
     assert {"time", "level", "logger", "message"} <= set.intersection(*map(set, lines))
     of_worker = [line for line in lines if line.get("job_id") == job["id"]]
-    assert {line["logger"] for line in of_worker} == {"jobs.worker"}
+    assert [line["message"] for line in of_worker if line["logger"] == "jobs.trail"] == [
+        "an attempt (fine_tune) has begun",
+        "an attempt (fine_tune) is over",
+    ]
     assert {line["request_id"] for line in of_worker} == {"request-of-the-job"}
     assert {line["attempt"] for line in of_worker} == {1}
     (access,) = [line for line in lines if line.get("path") == "/v1/jobs"]

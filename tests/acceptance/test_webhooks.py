@@ -108,7 +108,10 @@ def test_failures_of_a_receiver_are_tried_again_and_logged(
     assert job["webhook"]["secret"] is None  # it is the caller's
     graft.act(job["id"], "cancel")
     delivery = delivery_of(graft, job["id"])
-    assert [a["response_status"] for a in delivery["attempts"]] == [500, 503, 200]
+    # The first is not known if it is the one that killed its worker, where this test runs alone
+    assert delivery["attempts"][0]["response_status"] in (500, None)
+    assert [a["response_status"] for a in delivery["attempts"][1:]] == [503, 200]
+    assert len(hook.received) == 3
     assert {each.verified(secret)["type"] for each in hook.received} == {delivery["event"]}
     times = [int(each.headers["webhook-timestamp"]) for each in hook.received]
     assert times == sorted(times)

@@ -3,7 +3,7 @@
     python -m tests.faults.cheap_child SPEC
 
 `job_<what>_<number>`: `quick` ends well, `long` lasts until it is told to end, `crash` dies, `fail`
-says why, `silent` says nothing, `slow` ends well after a while. Starts in a tenth of a second.
+says why, `silent` says nothing, `slow` and `slower` end well after a while. Starts within 0.2 s.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jobs.errors import Diverged
 from jobs.progress import FILE_NAME, ProgressWriter
 
 _STOPPED_ON_REQUEST = 75
-_SLOW_SECONDS = 1.6
+_SECONDS = {"slow": 1.6, "slower": 4.5, "long": 3600.0}
 _FACTS = {
     "manifest_sha256": "0" * 64,
     "report_sha256": "0" * 64,
@@ -46,7 +46,7 @@ def main(spec_path: Path) -> None:
     if what == "fail":
         progress.error(Diverged(1, "nan"))
         return
-    ends_at = time.monotonic() + {"long": 3600.0, "slow": _SLOW_SECONDS}.get(what, 0.0)
+    ends_at = time.monotonic() + _SECONDS.get(what, 0.0)
     step = 0
     while True:
         step += 1

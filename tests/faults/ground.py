@@ -85,6 +85,6 @@ def stopped_processes(session: int) -> list[int]:
     return found
 
 
-def wait_for_a_stopped(session: int, seconds: float = 15.0) -> int:
+def wait_for_a_stopped(session: int, seconds: float = 30.0) -> int:
     """Return the process of a session that has stopped itself."""
     return until(lambda: next(iter(stopped_processes(session)), 0), seconds, what="a pause")

@@ -48,7 +48,7 @@ class Mutant:
 _ORDER = "tests/faults/test_flush_order.py"
 _API = "tests/faults/test_api_points.py"
 _WORKER = "tests/integration/test_worker.py"
-_STORE = ("tests/integration/test_store.py", "-k", "every_write_of_a_worker and sqlite")
+_STORE = ("tests/integration/test_store.py", "-k", "every_write_of_a_worker")
 
 MUTANTS = (
     Mutant(
@@ -159,7 +159,7 @@ MUTANTS = (
     Mutant(
         "lease-not-renewed",
         "jobs/store/leases.py",
-        "        .values(lease_until=utc_now() + length)\n",
+        "        .values(lease_until=lease_now(connection) + length)\n",
         "        .values(lease_until=jobs.c.lease_until)\n",
         ("tests/faults/test_worker_points.py::test_a_job_longer_than_its_lease_keeps_its_worker",),
     ),
@@ -185,6 +185,16 @@ MUTANTS = (
         (
             f"{_WORKER}::test_jobs_of_a_dead_worker_are_queued_at_once"
             "_and_of_a_living_one_left_alone",
+        ),
+    ),
+    Mutant(
+        "leases-by-the-wall-clock",
+        "jobs/store/lease_clock.py",
+        "datetime.fromtimestamp(time.clock_gettime(time.CLOCK_BOOTTIME), UTC)",
+        "datetime.now(UTC)",
+        (
+            "tests/faults/test_worker_points.py"
+            "::test_a_wall_clock_that_jumps_ends_no_lease_and_keeps_no_job_waiting",
         ),
     ),
     Mutant(

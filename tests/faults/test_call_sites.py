@@ -72,6 +72,7 @@ ELSEWHERE = {
 NOT_BY_NAME = frozenset(
     {
         "apply_feedback",
+        "collect",
         "engine",
         "engine_record",
         "engine_wish",
@@ -79,6 +80,14 @@ NOT_BY_NAME = frozenset(
         "feedback_delete",
         "gate",
         "import",
+        "key_create",
+        "key_revoke",
+        "key_rotate",
+        "key_used",
+        "mark_broken",
+        "restore",
+        "restore.mark",
+        "restore_queue",
         "neighbours",
         "predictions_table",
         "shadow",

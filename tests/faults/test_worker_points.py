@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -40,28 +40,44 @@ pytestmark = pytest.mark.slow
 _OTHER_ACTIONS = ("pause", "enospc", "eio")
 _IN_CI = 5  # of the points x other actions
 _ZOMBIE_ROUNDS = 15 if soak.SOAK else 1
+_PATIENT_LEASE_SECONDS = 3.0
 _BEYOND_THE_LEASE_SECONDS = LIMITS.lease_seconds + 0.5
 
 
 @pytest.fixture
 def ground(tmp_path: Path) -> Iterator[WorkerGround]:
-    data_folder = tmp_path / "data"
+    with _two_workers(tmp_path, LIMITS.lease_seconds) as ground:
+        yield ground
+
+
+@pytest.fixture
+def patient_ground(tmp_path: Path) -> Iterator[WorkerGround]:
+    """Leases that a busy machine does not let run out."""
+    with _two_workers(tmp_path, _PATIENT_LEASE_SECONDS) as ground:
+        yield ground
+
+
+@contextmanager
+def _two_workers(folder: Path, lease_seconds: float) -> Iterator[WorkerGround]:
+    data_folder = folder / "data"
     data_folder.mkdir()
     database = Database(f"sqlite:///{data_folder / 'graft.db'}")
     database.migrate()
-    place = "tests.faults.worker_process:run"
+    arguments = (str(data_folder), "0", "0", str(lease_seconds))
     with ExitStack() as stack:
         first, second = (
             stack.enter_context(
                 respawning(
-                    place, str(data_folder), environment={}, log_path=tmp_path / f"{name}.log"
+                    "tests.faults.worker_process:run",
+                    *arguments,
+                    environment={},
+                    log_path=folder / f"{name}.log",
                 )
             )
             for name in "ab"
         )
         points = FaultPoints(data_folder / "run" / "faults")
-        ground = WorkerGround(data_folder, database, points, (first.pid, second.pid))
-        yield ground
+        yield WorkerGround(data_folder, database, points, (first.pid, second.pid))
     database.close()
 
 
@@ -71,7 +87,7 @@ def _strike(ground: WorkerGround, story: Story, point: str, action: str) -> None
     story(ground)
     if let_go_on is not None:
         let_go_on.done()
-    until(lambda: ground.points.was_reached(point), 10.0, what=f"{point} in {story.__name__}")
+    until(lambda: ground.points.was_reached(point), 30.0, what=f"{point} in {story.__name__}")
 
 
 def _kill_at_each(ground: WorkerGround, story: Story, points: tuple[str, ...]) -> None:
@@ -83,7 +99,7 @@ def _kill_at_each(ground: WorkerGround, story: Story, points: tuple[str, ...]) -
         if all(map(ground.points.was_reached, points)):
             return
     missed = [point for point in points if not ground.points.was_reached(point)]
-    until(lambda: all(map(ground.points.was_reached, missed)), 10.0, what=f"{missed}")
+    until(lambda: all(map(ground.points.was_reached, missed)), 30.0, what=f"{missed}")
 
 
 class _LettingGoOn:
@@ -156,10 +172,26 @@ def test_every_job_ends_once_wherever_its_workers_are_struck(
         sys.stdout.write(f"\n{strikes} strikes at workers, seed {soak.SEED}\n")
 
 
-def test_a_job_longer_than_its_lease_keeps_its_worker(ground: WorkerGround) -> None:
-    job_id = ground.accept("slow")
-    ground.ended(job_id, JobState.SUCCEEDED)
-    assert ground.look(job_id).attempt == 1
+def test_a_job_longer_than_its_lease_keeps_its_worker(patient_ground: WorkerGround) -> None:
+    job_id = patient_ground.accept("slower")
+    patient_ground.ended(job_id, JobState.SUCCEEDED)
+    assert patient_ground.look(job_id).attempt == 1
+
+
+def test_a_wall_clock_that_jumps_ends_no_lease_and_keeps_no_job_waiting(
+    patient_ground: WorkerGround,
+) -> None:
+    clock = patient_ground.data_folder / "clock"
+    for offset_seconds in (3600.0, -3600.0, 10 * 365 * 86_400.0):
+        job_id = patient_ground.accept("slow")
+        patient_ground.attempted(job_id)
+        clock.write_text(str(offset_seconds))
+        patient_ground.ended(job_id, JobState.SUCCEEDED)
+        assert patient_ground.look(job_id).attempt == 1
+    job_id = patient_ground.accept("crash")  # waits a moment before each further attempt
+    until(lambda: patient_ground.look(job_id).attempt == 1, 20.0)
+    clock.write_text("-86400")
+    patient_ground.ended(job_id, JobState.FAILED)
 
 
 def test_a_worker_that_slept_through_its_lease_writes_nothing(

@@ -1,8 +1,9 @@
 """What a fork of the respawner runs: a real worker, with children that cost nothing.
 
-python -m tests.faults.respawner tests.faults.worker_process:run DATA_FOLDER [LOW BALLAST]
+python -m tests.faults.respawner tests.faults.worker_process:run DATA_FOLDER [LOW BALLAST [LEASE]]
 
-`LOW` and `BALLAST` are bytes, as `GRAFT_LOW_WATER_BYTES` and `GRAFT_BALLAST_BYTES`.
+`LOW` and `BALLAST` are bytes, as `GRAFT_LOW_WATER_BYTES` and `GRAFT_BALLAST_BYTES`; `LEASE`
+is seconds.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ import logging
 import os
 import signal
 import sys
+import time
 import uuid
+from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from types import FrameType
 
+import jobs.store.database
+import jobs.store.lease_clock
 from jobs.executors.local import LocalExecutor
 from jobs.presence import Presence
 from jobs.specs import Machine
@@ -40,10 +46,35 @@ LIMITS = WorkerLimits(
 _PLAN = "*=ask"
 
 
-def run(data_folder_name: str, low_water: str = "0", ballast_bytes: str = "0") -> None:
+_CLOCK_FILE = "clock"  # in the data folder: seconds that the wall clock was set forward or back
+
+
+def _fake_the_wall_clock(data_folder: Path) -> None:
+    """Have this process see a wall clock that tests set while it runs."""
+
+    def offset_seconds() -> float:
+        with suppress(FileNotFoundError, ValueError):
+            return float((data_folder / _CLOCK_FILE).read_text())
+        return 0.0
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(seconds=offset_seconds())
+
+    real_time = time.time
+    time.time = lambda: real_time() + offset_seconds()
+    for module in (jobs.store.database, jobs.store.lease_clock):
+        module.datetime = Clock  # type: ignore[attr-defined]
+
+
+def run(
+    data_folder_name: str, low_water: str = "0", ballast_bytes: str = "0", lease: str = ""
+) -> None:
     """Work until SIGTERM."""
     logging.basicConfig(level="INFO", stream=sys.stderr, format="%(asctime)s %(message)s")
     data_folder = Path(data_folder_name)
+    _fake_the_wall_clock(data_folder)
     faults_folder = data_folder / "run" / "faults"
     faults.arm(_PLAN, faults_folder)
     ballast = Ballast(data_folder / "ballast", int(ballast_bytes), int(low_water))
@@ -62,6 +93,7 @@ def run(data_folder_name: str, low_water: str = "0", ballast_bytes: str = "0") -
     signal.signal(signal.SIGTERM, stop)
     machine = Machine(data_folder=data_folder, faults=_PLAN)
     blobs = BlobStore(data_folder / "blobs")
-    limits = replace(LIMITS, low_water_bytes=int(low_water))
+    lease_seconds = float(lease or LIMITS.lease_seconds)
+    limits = replace(LIMITS, low_water_bytes=int(low_water), lease_seconds=lease_seconds)
     Worker(database, blobs, executor, machine, presence, limits).run(lambda: bool(stopping))
     database.close()

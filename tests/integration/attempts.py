@@ -74,11 +74,18 @@ def do_describe(spec: dict[str, Any]) -> None:
         parent=os.getppid(),
         group=os.getpgrp(),
         nice=os.nice(0),
+        session_nice=_session_nice(),
         descriptors={fd.name: str(fd.readlink()) for fd in descriptors},
         blocked_signals=[int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
         terminate_is_default=signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
         threads=len(list(Path("/proc/self/task").iterdir())),
     )
+
+
+def _session_nice() -> int | None:
+    """Return what the kernel shares the CPU by between sessions; None if it does not do that."""
+    group = Path("/proc/self/autogroup")  # "/autogroup-1 nice 3"
+    return int(group.read_text().split()[-1]) if group.exists() else None
 
 
 def do_wait(spec: dict[str, Any]) -> None:

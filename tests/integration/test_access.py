@@ -19,7 +19,7 @@ from jobs.keys import Limits, Scope, new_key
 from jobs.store import keys, tables
 from service.access import NEEDS, need_of
 from service.key_ring import REMEMBERED_SECONDS
-from tests.api_process import Api, clean_environment, running_api
+from tests.api_process import Api, clean_environment, running_api, settings_of
 from tests.images import zip_bytes
 from tests.tenants import ABSENT, Things, furnish
 from tests.waiting import until
@@ -35,6 +35,7 @@ ASKS = {  # they change nothing
     "/hf/{reference}",
 }
 ARCHIVE = zip_bytes({"a/1.jpg": b"1", "b/1.jpg": b"2"})
+pytestmark = pytest.mark.database
 MANY = {"GRAFT_MAX_FALSE_KEYS_PER_MINUTE": "100000"}
 
 
@@ -165,6 +166,31 @@ def test_pages_and_health_need_no_key_and_nothing_else_is_open(api: Api) -> None
         document = client.get("/openapi.json").json()
     assert document["paths"]["/v1/keys"]["post"]["x-graft-needs"] == "admin"
     assert "security" not in document["paths"]["/healthz"]["get"]
+
+
+def test_every_answer_tells_browsers_what_it_is_not(api: Api) -> None:
+    origin = {"Origin": "https://evil.example"}
+    with api.client(api.key().secret) as client, api.client() as stranger:
+        answers = {
+            "data": client.get("/v1/datasets", headers=origin),
+            "refused": stranger.get("/v1/datasets", headers=origin),
+            "absent": client.get("/v1/nothing", headers=origin),
+            "preflight": client.options("/v1/datasets", headers=origin),
+            "foreign": client.post("/v1/datasets", content=ARCHIVE, headers=origin),
+            "page": client.get("/docs", headers=origin),
+            "script": client.get("/static-offline-docs/swagger-ui-bundle.js", headers=origin),
+        }
+    assert answers["foreign"].status_code == 403
+    for what, answer in answers.items():
+        headers = answer.headers
+        assert headers["x-content-type-options"] == "nosniff", what
+        assert headers["x-frame-options"] == "DENY", what
+        assert headers["referrer-policy"] == "no-referrer", what
+        assert "frame-ancestors 'none'" in headers["content-security-policy"], what
+        assert not [name for name in headers if name.startswith("access-control")], what
+        kept = what in ("page", "script")
+        assert (headers.get("cache-control") == "no-store") != kept, what
+    assert "script-src" not in answers["data"].headers["content-security-policy"]
 
 
 def test_keys_are_made_shown_once_rotated_and_revoked_over_http(api: Api) -> None:
@@ -338,9 +364,12 @@ def test_without_keys_everybody_on_the_machine_may_do_all_but_make_the_first(
 
 def made_on_the_machine(api: Api) -> str:
     command = [sys.executable, "-P", "-m", "service.cli.main", "keys", "create"]
-    environment = {**clean_environment(), "GRAFT_DATA_DIR": str(api.data_folder)}
     done = subprocess.run(
-        [*command, "--scope", "admin"], env=environment, capture_output=True, text=True, check=True
+        [*command, "--scope", "admin"],
+        env=settings_of(api.data_folder),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() not in done.stderr
     return done.stdout.strip()

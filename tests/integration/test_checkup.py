@@ -20,7 +20,6 @@ from jobs.store.database import Database, utc_now
 from service.checkup.database import check_database
 from service.checkup.finding import Check, Finding, Severity
 from service.checkup.folder import check_folder
-from service.checkup.machine import check_machine
 from service.checkup.running import check_running
 from service.checkup.weights import check_weights
 from service.settings import Settings
@@ -175,7 +174,7 @@ def test_settings_of_postgresql_that_lose_rows_are_found(tmp_path: Path) -> None
     assert severities(check_database, **settings) <= {Severity.OK, Severity.PROBLEM}
     assert found(check_database, "database-clock", **settings).severity is Severity.OK
     with database.write("test") as connection:
-        name = url.rsplit("/", 1)[1].partition("?")[0]
+        name = database.url.database
         connection.execute(text(f"ALTER DATABASE {name} SET synchronous_commit = off"))
     database.close()
     off = found(check_database, "database-settings", **settings)
@@ -216,17 +215,13 @@ def test_weights_that_changed_and_sources_that_are_not_there_are_found(
     assert found(check_weights, "weights-catalogue", **missing).severity is Severity.PROBLEM
 
 
-def test_a_device_that_torch_does_not_find_is_found(tmp_path: Path) -> None:
-    device = found(check_machine, "device", data_dir=tmp_path, device="cuda:77")
-    assert (device.severity, "cuda:77" in device.found) == (Severity.PROBLEM, True)
-
-
 def test_the_command_prints_json_and_its_status_says_whether_there_is_a_problem(
     service: StoredService,
 ) -> None:
     service.folder.chmod(0o777)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GRAFT_")}
     environment = {**clean, "GRAFT_DATA_DIR": str(service.folder), "GRAFT_OFFLINE": "1"}
+    environment["GRAFT_DEVICE"] = "cuda:77"
     limited = ["bash", "-c", 'ulimit -n 200; exec "$@"', "bash"]
     command = [sys.executable, "-m", "service.cli.main", "doctor", "--json"]
     done = subprocess.run(
@@ -237,3 +232,5 @@ def test_the_command_prints_json_and_its_status_says_whether_there_is_a_problem(
     assert findings["permissions"]["severity"] == "problem"
     assert findings["open-files"]["severity"] == "problem"
     assert findings["torch"]["severity"] == "ok"
+    assert findings["device"]["severity"] == "problem"
+    assert "cuda:77" in findings["device"]["found"]

@@ -78,6 +78,7 @@ def test_child_has_its_own_group_its_log_and_nothing_of_the_server(
     assert facts["group"] == facts["pid"]
     assert facts["parent"] == server.process.pid
     assert facts["nice"] == os.nice(0) + 10
+    assert facts["session_nice"] in (os.nice(0) + 10, None)
     assert facts["descriptors"] == {"0": "/dev/null", "1": log, "2": log}
     assert facts["blocked_signals"] == []
     assert facts["terminate_is_default"]

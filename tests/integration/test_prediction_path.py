@@ -100,6 +100,53 @@ def test_requests_never_see_an_older_version_than_one_that_was_answered(
     writer.join()
 
 
+def test_requests_at_once_share_a_look_and_one_that_goes_takes_it_from_nobody(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(database, "pets")
+    finder = VersionFinder(database)
+    looks: list[str] = []
+    read = finder.read
+
+    def counted(reference: str, project: str) -> models.Version:
+        looks.append(reference)
+        return read(reference, project)
+
+    monkeypatch.setattr(finder, "read", counted)
+
+    async def story() -> None:
+        asked = [asyncio.create_task(finder.find("pets", DEFAULT_PROJECT)) for _ in range(16)]
+        await asyncio.sleep(0)
+        asked[0].cancel()
+        found = await asyncio.gather(*asked[1:])
+        assert [version.version for version in found] == [1] * 15
+        assert looks == ["pets"]
+        absent = await asyncio.gather(
+            *(finder.find("cats", DEFAULT_PROJECT) for _ in range(4)), return_exceptions=True
+        )
+        assert all(isinstance(error, ModelNotFound) for error in absent)
+        assert looks == ["pets", "cats"]
+
+    asyncio.run(story())
+
+
+def test_a_candidate_is_found_as_soon_as_there_is_one(database: Database) -> None:
+    for _ in range(2):
+        publish(database, "pets")
+    finder = VersionFinder(database)
+
+    async def story() -> None:
+        for _ in range(3):
+            assert await finder.find_if_any("pets@shadow", DEFAULT_PROJECT) is None
+        with database.write() as connection:
+            models.set_alias(connection, "pets", "shadow", 2, project=DEFAULT_PROJECT)
+        candidate = await finder.find_if_any("pets@shadow", DEFAULT_PROJECT)
+        assert candidate is not None
+        assert candidate.version == 2
+
+    asyncio.run(story())
+
+
 def test_a_commit_of_another_process_is_told_and_a_rollback_is_not(database: Database) -> None:
     publish(database, "a")
     before = database.last_commit()

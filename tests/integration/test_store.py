@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import update
 
 from jobs.errors import (
     AliasConflict,
@@ -22,9 +23,10 @@ from jobs.errors import (
     VersionNotFound,
 )
 from jobs.states import JobEvent, JobState
-from jobs.store import datasets, events, idempotency, jobs, leases, models
+from jobs.store import datasets, events, idempotency, jobs, leases, models, tables, workers
 from jobs.store.database import Database, utc_now
 from jobs.store.jobs import Job, Lease, NewJob
+from jobs.store.lease_clock import lease_now
 from jobs.store.models import NewVersion
 from jobs.store.tables import DEFAULT_PROJECT, metadata
 
@@ -134,7 +136,32 @@ def test_lease_that_is_over_is_found(database: Database) -> None:
     accept(database, "job_a")
     claim(database, "t", timedelta(seconds=-1))
     with database.read() as connection:
-        assert [job.id for job in leases.with_lease_over(connection)] == ["job_a"]
+        assert [job.id for job in leases.with_lease_over(connection, LONG)] == ["job_a"]
+
+
+def test_lease_and_sign_of_life_of_another_boot_are_over(database: Database) -> None:
+    """After a restart of the host its clock begins again: old times then lie far ahead."""
+    accept(database, "job_a")
+    claim(database, "t", timedelta(days=30))
+    with database.write() as connection:
+        workers.register(connection, "worker-old", "h", 1, "cpu")
+        ahead = lease_now(connection) + timedelta(days=30)
+        connection.execute(update(tables.workers).values(heartbeat_at=ahead))
+    with database.read() as connection:
+        assert [job.id for job in leases.with_lease_over(connection, LONG)] == ["job_a"]
+        assert workers.silent_for(connection, LONG) == ["worker-old"]
+        assert workers.count_alive(connection, LONG) == 0
+
+
+def test_job_that_was_put_off_before_the_clock_was_set_back_does_not_wait(
+    database: Database,
+) -> None:
+    for job_id, hours in (("job_a", 5), ("job_b", 1 / 60)):
+        accept(database, job_id, not_before=utc_now() + timedelta(hours=hours))
+    claimed = claim(database, "t")
+    assert claimed is not None
+    assert claimed.id == "job_a"
+    assert claim(database, "u") is None
 
 
 def test_ended_job_moves_no_more_and_open_job_cannot_be_deleted(database: Database) -> None:

@@ -30,7 +30,7 @@ from tests.waiting import until
 _LONGEST_SECONDS = 60.0
 LIMITS = WorkerLimits(
     attempt_limit=4,
-    stall_seconds=0.5,
+    stall_seconds=3.0,  # longer than a busy machine takes to start a fork server
     first_backoff_seconds=0.01,
     cancel_grace_seconds=0.2,
     sweep_seconds=0.2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -136,6 +137,27 @@ assert store.load(key) is None
 assert not store.is_wanted(key)
 """
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, timeout=120)
+
+
+def test_a_session_leaves_nothing_in_the_home_folder(tmp_path: Path, network: bytes) -> None:
+    home, file = tmp_path / "home", tmp_path / "network.onnx"
+    home.mkdir()
+    file.write_bytes(network)
+    program = f"""
+import time
+from models_cache.onnx_network import open_session
+open_session({str(file)!r}, 1)
+time.sleep(1)  # its events are written by a thread
+"""
+    environment = {name: value for name, value in os.environ.items() if "ORT_" not in name}
+    subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env={**environment, "HOME": str(home), "XDG_CACHE_HOME": str(home)},
+        check=True,
+        timeout=120,
+    )
+    assert [path for path in home.rglob("*") if "icrosoft" in path.name] == []
 
 
 @pytest.mark.parametrize("kind", ["eager", "built"])

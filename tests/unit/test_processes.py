@@ -147,6 +147,9 @@ def test_forks_of_a_bound_process_die_with_it_in_every_generation(program: _Prog
 def test_niceness_is_added(program: _Program, environment: dict[str, str]) -> None:
     process = spawn(["sleep", "600"], environment, Inherited(nice=3))
     until(lambda: os.getpriority(os.PRIO_PROCESS, process.pid) == os.nice(0) + 3)
+    group = Path(f"/proc/{process.pid}/autogroup")  # "/autogroup-1 nice 3"
+    if group.exists():
+        until(lambda: group.read_text().endswith(f" nice {os.nice(0) + 3}\n"))
     process.kill_group(signal.SIGKILL)
     status_of(process)
     process.close()

@@ -106,3 +106,11 @@ def test_only_the_settings_module_reads_the_environment() -> None:
         if _READS_ENVIRONMENT.search(path.read_text())
     }
     assert readers <= _MAY_READ
+
+
+def test_lost_worker_is_noticed_within_45_seconds(tmp_path: Path) -> None:
+    """On its own host its lock says so at the next sweep; elsewhere its lease has to end."""
+    limits = Settings(data_dir=tmp_path).worker_limits(gpus=0)
+    assert limits.lease_seconds + limits.sweep_seconds <= 45.0
+    # Three beats may be lost before a living worker is taken for a dead one.
+    assert 3 * limits.heartbeat_seconds < limits.lease_seconds
