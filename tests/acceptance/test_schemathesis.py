@@ -79,6 +79,8 @@ def _faults_of(operation: Any) -> list[str]:  # noqa: ANN401 - generic in what w
 
     for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
         with suppress(Unsatisfiable):  # nothing can be wrong with a call that takes nothing
-            run: Any = given(operation.as_strategy(generation_mode=mode))(call)
-            _SETTINGS(run)()
+            requests: Any = operation.as_strategy(generation_mode=mode)
+            run: Any = given(requests)(call)
+            configured: Any = _SETTINGS
+            configured(run)()
     return faults
