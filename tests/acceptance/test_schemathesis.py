@@ -79,6 +79,6 @@ def _faults_of(operation: Any) -> list[str]:  # noqa: ANN401 - generic in what w
 
     for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
         with suppress(Unsatisfiable):  # nothing can be wrong with a call that takes nothing
-            run = _SETTINGS(given(operation.as_strategy(generation_mode=mode))(call))
-            run()  # type: ignore[no-untyped-call]  # what hypothesis makes of it has no types
+            strategy = operation.as_strategy(generation_mode=mode)
+            _SETTINGS(given(strategy)(call))()  # type: ignore[no-untyped-call]  # hypothesis's
     return faults
