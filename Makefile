@@ -16,7 +16,7 @@ FIGURES ?= .
 export DATA CATALOG BACKBONE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo check format test test-postgres gpu cover bench bench-gpu soak abuse mutants lock clean
+.PHONY: help install run demo check format test test-postgres gpu cover bench bench-gpu soak mutants abuse scorecard lock clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -78,11 +78,14 @@ soak: install ## Kill processes at random (KILLS=200), strike every fault point,
 	GRAFT_TEST_STRUCTURES=$${STRUCTURES:-20000} $(BIN)/pytest tests/abuse/test_structures.py -s
 	GRAFT_TEST_IMAGES=api,worker-cpu,worker-cuda $(BIN)/pytest tests/integration/test_image_build.py
 
-abuse: install ## Send every hostile request there is, on both databases; figures to build/abuse.json
-	$(BIN)/python -m tests.abuse build/abuse.json
-
 mutants: install ## Make seeded mistakes one by one; the tests must notice each
 	$(BIN)/python -m tests.faults.mutants
+
+abuse: install ## Send every hostile request there is, on both databases; figures to build/scorecard
+	$(BIN)/python -m tests.abuse build/scorecard/abuse.json
+
+scorecard: install ## Put the figures of the last long runs together, as JSON and in docs/reliability.md
+	$(BIN)/python -m tests.scorecard
 
 lock: ## Pin every package with hashes (needs uv)
 	uv pip compile pyproject.toml --extra onnx --extra postgres --extra telemetry --universal --python-version 3.11 --generate-hashes --no-header \

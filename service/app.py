@@ -102,8 +102,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         dependencies=[Depends(access.admit)],
-        responses=problems.DOCUMENTED,
         telemetry=_TRACED,
+        responses=problems.DOCUMENTED,
     )
     app.state.services = services
     problems.install(app)
