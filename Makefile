@@ -74,7 +74,7 @@ soak: install ## Kill processes at random (KILLS=200), strike every fault point,
 	$(BIN)/python -m tests.faults.mutants
 	GRAFT_TEST_COLLECTIONS=$${COLLECTIONS:-2000} $(BIN)/pytest -m "not gpu" tests/integration/test_garbage.py -k race
 	GRAFT_TEST_FUZZES=$${FUZZES:-5000} $(BIN)/pytest -m "not gpu" tests/integration/test_array_fuzz.py -s
-	GRAFT_TEST_SCHEMA_EXAMPLES=$${EXAMPLES:-200} $(BIN)/pytest -m "not gpu" tests/acceptance/test_schemathesis.py -s
+	GRAFT_TEST_SCHEMA_EXAMPLES=$${EXAMPLES:-200} $(BIN)/pytest -m "not gpu" tests/abuse/test_schemathesis.py -s
 	GRAFT_TEST_STRUCTURES=$${STRUCTURES:-20000} $(BIN)/pytest tests/abuse/test_structures.py -s
 	GRAFT_TEST_IMAGES=api,worker-cpu,worker-cuda $(BIN)/pytest tests/integration/test_image_build.py
 	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "one_database and not gpu" -n $(PYTEST_WORKERS) --dist loadfile
