@@ -130,6 +130,7 @@ def test_stopping_under_load_fails_no_request_and_loses_no_job(
             assert service.process.wait(_EXIT_SECONDS) == 0
             longest_seconds = max(longest_seconds, time.monotonic() - told_at)
             assert not [process for process in below if lives(process)]
+            assert "did not end in time" not in service.log_path.read_text()
             for load in loads:
                 load.end()
                 ended += load.ended

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import httpx2
 import psutil
+import pytest
 
 from service.free_port import free_port
 from tests import databases, images
 from tests.waiting import until
+
+pytestmark = pytest.mark.slow
 
 _UPLOAD = b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nPK\3\4"
 _TOO_MANY = "too-many-connections"
