@@ -16,7 +16,7 @@ FIGURES ?= .
 export DATA CATALOG BACKBONE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo check format test test-postgres gpu cover bench bench-gpu soak mutants lock clean
+.PHONY: help install run demo check format test test-postgres gpu cover bench bench-gpu soak mutants abuse scorecard lock clean
 
 help: ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -51,7 +51,7 @@ test: install ## Run the tests (those of the real images need ../shared)
 	$(BIN)/pytest -m "not gpu" -n $(PYTEST_WORKERS) --dist loadfile
 
 test-postgres: install ## Run the tests that have a database, on a real PostgreSQL server
-	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "database and not gpu" -n $(PYTEST_WORKERS) --dist loadfile
+	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "database and not one_database and not gpu" -n $(PYTEST_WORKERS) --dist loadfile
 
 gpu: install ## Run the tests that need a CUDA device; without one they fail, and say so
 	GRAFT_REQUIRE_GPU=1 $(BIN)/pytest -m gpu tests/gpu
@@ -74,10 +74,19 @@ soak: install ## Kill processes at random (KILLS=200), strike every fault point,
 	$(BIN)/python -m tests.faults.mutants
 	GRAFT_TEST_COLLECTIONS=$${COLLECTIONS:-2000} $(BIN)/pytest -m "not gpu" tests/integration/test_garbage.py -k race
 	GRAFT_TEST_FUZZES=$${FUZZES:-5000} $(BIN)/pytest -m "not gpu" tests/integration/test_array_fuzz.py -s
+	GRAFT_TEST_SCHEMA_EXAMPLES=$${EXAMPLES:-200} $(BIN)/pytest -m "not gpu" tests/abuse/test_schemathesis.py -s
+	GRAFT_TEST_STRUCTURES=$${STRUCTURES:-20000} $(BIN)/pytest tests/abuse/test_structures.py -s
 	GRAFT_TEST_IMAGES=api,worker-cpu,worker-cuda $(BIN)/pytest tests/integration/test_image_build.py
+	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "one_database and not gpu" -n $(PYTEST_WORKERS) --dist loadfile
 
 mutants: install ## Make seeded mistakes one by one; the tests must notice each
 	$(BIN)/python -m tests.faults.mutants
+
+abuse: install ## Send every hostile request there is, on both databases; figures to build/scorecard
+	$(BIN)/python -m tests.abuse build/scorecard/abuse.json
+
+scorecard: install ## Put the figures of the last long runs together, as JSON and in docs/reliability.md
+	$(BIN)/python -m tests.scorecard
 
 lock: ## Pin every package with hashes (needs uv)
 	uv pip compile pyproject.toml --extra onnx --extra postgres --extra telemetry --universal --python-version 3.11 --generate-hashes --no-header \

@@ -103,6 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         dependencies=[Depends(access.admit)],
         telemetry=_TRACED,
+        responses=problems.DOCUMENTED,
     )
     app.state.services = services
     problems.install(app)

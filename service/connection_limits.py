@@ -6,6 +6,7 @@ import resource
 from dataclasses import dataclass, replace
 
 _RESERVED_FILES = 64  # for the database, blobs, logs and the way to the inference process
+_LEAST_CONNECTIONS = 16
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def within_open_files(wanted: ConnectionLimits) -> ConnectionLimits:
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    connections = min(wanted.connections, max(16, (hard - _RESERVED_FILES) // 2))
-    uploads = min(wanted.uploads, connections // 2)
-    return replace(wanted, connections=connections, uploads=uploads)
+    if hard != resource.RLIM_INFINITY:
+        most = max(_LEAST_CONNECTIONS, (hard - _RESERVED_FILES) // 2)
+        wanted = replace(wanted, connections=min(wanted.connections, most))
+    return replace(wanted, uploads=min(wanted.uploads, wanted.connections // 2))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -107,6 +108,13 @@ _SAYS_WHEN = (
     access_errors.RateLimited,
     access_errors.QuotaExceeded,
 )
+#: What every call may answer besides its own answers, for the OpenAPI document.
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "A problem with the request: `docs/errors.md` lists the codes."},
+    503: {"description": "A part of the service cannot answer now; `Retry-After` says when."},
+    504: {"description": "A prediction was not ready in time."},
+    507: {"description": "The disk or a quota is full."},
+}
 _RETRY_AFTER_SECONDS = {503: "2", 507: "60"}
 _CODE_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 413: "payload-too-large"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,7 @@ _SLOW = tuple(case for case in CASES if isinstance(case.send, Raw) and case.send
 _PICTURES = tuple(case for case in CASES if isinstance(case.send, Picture))
 _ROWS = {case.id: case.send for case in CASES if isinstance(case.send, Row)}
 _ENDED_SECONDS = 240.0
+_LOOK_SECONDS = 0.05  # the service has better things to do than to be asked
 
 
 @dataclass
@@ -192,6 +194,7 @@ def _ended(http: httpx2.Client, dataset: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def is_ended() -> bool:
+        time.sleep(_LOOK_SECONDS)
         found.update(http.get(f"/v1/datasets/{dataset}").json())
         return bool(found["status"] != "processing")
 

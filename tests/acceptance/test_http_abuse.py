@@ -1,6 +1,6 @@
 """What a service without weights does for odd but honest requests, over real HTTP.
 
-Hostile ones are in `tests/abuse`, slow ones in `test_slow_clients.py`.
+Hostile and slow ones are in `tests/abuse`.
 """
 
 from __future__ import annotations

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import httpx2
 import psutil
+import pytest
 
 from service.free_port import free_port
 from tests import databases, images
 from tests.waiting import until
+
+pytestmark = pytest.mark.slow
 
 _UPLOAD = b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nPK\3\4"
 _TOO_MANY = "too-many-connections"
@@ -162,15 +165,15 @@ def test_an_answer_that_nobody_reads_is_given_up(tmp_path: Path) -> None:
 def test_an_answer_that_is_read_slowly_but_fast_enough_comes_whole(tmp_path: Path) -> None:
     request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n"
     with (
-        api(tmp_path, SLOW_SECONDS="1", MIN_BYTES_PER_SECOND="1024") as started,
+        api(tmp_path, SLOW_SECONDS="3") as started,
         started.connect() as connection,
     ):
-        connection.sendall((request + b"\r\n") * 40 + request + b"Connection: close\r\n\r\n")
+        connection.sendall((request + b"\r\n") * 60 + request + b"Connection: close\r\n\r\n")
         data = bytearray()
         while more := connection.recv(1 << 16):
             data += more
-            time.sleep(0.02)
-    assert data.count(b"HTTP/1.1 200 OK") == 41
+            time.sleep(0.03)
+    assert data.count(b"HTTP/1.1 200 OK") == 61
 
 
 def test_a_stream_of_events_is_no_slow_client(tmp_path: Path) -> None:
