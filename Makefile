@@ -51,7 +51,7 @@ test: install ## Run the tests (those of the real images need ../shared)
 	$(BIN)/pytest -m "not gpu" -n $(PYTEST_WORKERS) --dist loadfile
 
 test-postgres: install ## Run the tests that have a database, on a real PostgreSQL server
-	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "database and not gpu" -n $(PYTEST_WORKERS) --dist loadfile
+	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "database and not one_database and not gpu" -n $(PYTEST_WORKERS) --dist loadfile
 
 gpu: install ## Run the tests that need a CUDA device; without one they fail, and say so
 	GRAFT_REQUIRE_GPU=1 $(BIN)/pytest -m gpu tests/gpu
@@ -77,6 +77,7 @@ soak: install ## Kill processes at random (KILLS=200), strike every fault point,
 	GRAFT_TEST_SCHEMA_EXAMPLES=$${EXAMPLES:-200} $(BIN)/pytest -m "not gpu" tests/abuse/test_schemathesis.py -s
 	GRAFT_TEST_STRUCTURES=$${STRUCTURES:-20000} $(BIN)/pytest tests/abuse/test_structures.py -s
 	GRAFT_TEST_IMAGES=api,worker-cpu,worker-cuda $(BIN)/pytest tests/integration/test_image_build.py
+	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "one_database and not gpu" -n $(PYTEST_WORKERS) --dist loadfile
 
 mutants: install ## Make seeded mistakes one by one; the tests must notice each
 	$(BIN)/python -m tests.faults.mutants

@@ -386,7 +386,7 @@ class Worker:
         """Ask every child for a last checkpoint and queue the jobs again."""
         faults.reach("worker.before_drain")
         for attempt in self._attempts:
-            self._executor.cancel(attempt.handle, self._limits.drain_grace_seconds)
+            self._executor.cancel(attempt.handle, self._limits.drain_grace_of(attempt.slot))
         while self._attempts:
             for attempt in list(self._attempts):
                 self._attend_alone(attempt)

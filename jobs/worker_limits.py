@@ -20,7 +20,9 @@ class WorkerLimits:
     sweep_seconds: float = 5.0
     cancel_grace_seconds: float = 1.0
     pause_grace_seconds: float = 30.0
-    drain_grace_seconds: float = 8.0  # less than the supervisor's, so that jobs are queued again
+    #: Of trainings. With the end of the fork server less than the supervisor's, so that jobs are
+    #: queued again before the worker is killed.
+    drain_grace_seconds: float = 6.0
     stall_seconds: float = 300.0
     memory_patience_seconds: float = 60.0  # for memory that other programs hold
     disk_cache_bytes: int = 20 << 30
@@ -32,6 +34,10 @@ class WorkerLimits:
     #: its fork server down each time must end as well.
     attempt_limit: int = 50
     first_backoff_seconds: float = 0.5
+
+    def drain_grace_of(self, slot: str) -> float:
+        """Return how many seconds a child has to end in a drain; only trainings leave something."""
+        return self.drain_grace_seconds if slot == "train" else self.cancel_grace_seconds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,7 +181,7 @@ class BlobStore:
             InsufficientStorage: The disk is full.
         """
         read = hashlib.sha256()
-        with self.open(sha256) as file, durable.writing(path, "copy") as target:
+        with self.open(sha256) as file, durable.writing(path, point="copy") as target:
             while chunk := file.read(_COPY_BYTES):
                 read.update(chunk)
                 target.write(chunk)

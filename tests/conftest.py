@@ -3,7 +3,8 @@
 One setting chooses the database of every test that has one:
 
     make test                                             SQLite
-    make test-postgres                                    PostgreSQL: only tests with a database
+    make test-postgres                                    PostgreSQL: tests with a database, but
+                                                          `_ONE_DATABASE_IS_ENOUGH` (`make soak`)
     GRAFT_TEST_DATABASE=postgresql pytest tests/acceptance/test_main_job.py
 
 A test says where its database is in one of three ways, and is then right on both:
@@ -37,6 +38,23 @@ if TYPE_CHECKING:
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _ACCEPTANCE = Path(__file__).parent / "acceptance"
 
+#: Tests of figures, files and foreign clients: what they ask of a database, others ask as well.
+_ONE_DATABASE_IS_ENOUGH = frozenset(
+    {
+        "test_add_class",
+        "test_arrays",
+        "test_command_line",
+        "test_compose",
+        "test_data_doctor",
+        "test_exports",
+        "test_inference_clients",
+        "test_multilabel",
+        "test_race",
+        "test_reproduce",
+        "test_serving_under_load",
+    }
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that have a database, as the docstring above says."""
@@ -44,6 +62,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         asked_for = getattr(item, "fixturenames", ())
         if "database_url" in asked_for or _ACCEPTANCE in item.path.parents:
             item.add_marker("database")
+        if item.path.stem in _ONE_DATABASE_IS_ENOUGH:
+            item.add_marker("one_database")
 
 
 @pytest.fixture

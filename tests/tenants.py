@@ -12,12 +12,13 @@ from sqlalchemy import Connection, update
 from jobs.datasets.manifest import LabelledImage, build_manifest
 from jobs.exports import rows as exports
 from jobs.keys import Limits, Scope, new_key, sha256_of_key
-from jobs.store import datasets, events, feedback, jobs, keys, models, tables
+from jobs.store import datasets, events, feedback, jobs, keys, models, tables, webhooks
 from jobs.store.database import utc_now
 from jobs.store.feedback import NewFeedback
 from jobs.store.jobs import NewJob
 from jobs.store.keys import NewApiKey
 from jobs.store.models import NewVersion
+from jobs.store.webhooks import Webhook
 from models_cache.blobs import BlobStore
 from models_cache.durable import canonical_json
 from service import upload_parts
@@ -42,6 +43,7 @@ class Things:
     upload: str
     part: str
     key: str
+    delivery: str
     audit: str = f"aud_{'9' * 6}_{'9' * 6}"  # the first entry comes with the first call
 
     def values(self) -> list[str]:
@@ -60,6 +62,7 @@ ABSENT = Things(
     upload=f"upload_{'0' * 32}",
     part=f"part_{'0' * 64}",
     key=f"key_{'0' * 32}",
+    delivery=f"msg_{'0' * 32}",
 )
 
 
@@ -114,6 +117,7 @@ def furnish(connection: Connection, data_folder: Path, project: str, model: str)
         upload=upload,
         part=part,
         key=keys.add(connection, new_key_row).id,
+        delivery=_delivery(connection, project, job),
     )
 
 
@@ -159,6 +163,15 @@ def _ended_job(connection: Connection, data_folder: Path, project: str, dataset:
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("{}\n")
     return new.id
+
+
+def _delivery(connection: Connection, project: str, job: str) -> str:
+    """Put a message about a job into the outbox; no worker runs that would send it."""
+    url = "https://receiver.example"
+    webhook = Webhook(job, project, url, "whsec_x", f"{url}:443")
+    webhooks.register(connection, webhook)
+    webhooks.put(connection, webhook, "job.failed", "{}")
+    return webhooks.of_job(connection, job)[0].id
 
 
 def _upload(data_folder: Path, project: str) -> tuple[str, str]:

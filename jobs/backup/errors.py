@@ -2,7 +2,7 @@
 
 * BackupError                    a copy cannot be made, trusted or brought back
   + BackupTargetInvalid, BackupRunning, BackupMissing, BackupDamaged, BackupTooNew, NothingToBackUp,
-    RestoreTargetUsed, RestoreUnfinished
+    RestoreTargetUsed, RestoreUnfinished, DatabaseInUse
   x CollectionError              what looks like garbage is not removed
     + CollectionBusy, CollectionRefused
 """
@@ -94,6 +94,15 @@ class RestoreUnfinished(BackupError):
     code = "restore-unfinished"
     sentence = "the restore into {path} was not finished; run the same `graft restore` again"
     path: str
+
+
+@leaf
+class DatabaseInUse(BackupError):
+    """Rows that change while they are copied would be lost."""
+
+    code = "database-in-use"
+    sentence = "{workers} workers use the database; stop the service first, then copy"
+    workers: int
 
 
 class CollectionError(BackupError):

@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from jobs.store import webhooks
-from jobs.store.database import Database
+from jobs.store.database import DATABASE_AWAY, Database
 from jobs.store.webhooks import MOST_TRIES, Claim, Status
 from jobs.webhooks.signing import signed_headers
 from models_cache import faults
@@ -28,7 +25,7 @@ from models_cache.egress_policy import EgressPolicy
 
 log = logging.getLogger(__name__)
 
-_AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
+_AWAY = (*DATABASE_AWAY, OSError)
 ATTEMPT_THREAD = "webhook-attempt"
 
 _LOOK_SECONDS = 0.5

@@ -29,7 +29,7 @@ def check_database(settings: Settings) -> Iterator[Finding]:
         yield fine("database", "there is none yet; the first start makes it")
         yield from _clock(None)
         return
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.database_address)
     try:
         yield from _server(database)
         with database.read() as connection:

@@ -12,6 +12,7 @@ from service.cli import (
     backup_commands,
     batch_command,
     client_commands,
+    database_commands,
     demo,
     doctor,
     export_command,
@@ -43,6 +44,7 @@ app.command("doctor")(doctor.doctor)
 app.command("gc")(gc_command.gc)
 app.add_typer(backup_commands.app, name="backup")
 app.command("restore")(backup_commands.restore)
+app.add_typer(database_commands.app, name="database")
 app.add_typer(feedback_commands.app, name="feedback")
 app.add_typer(weights_commands.app, name="weights")
 app.add_typer(key_commands.app, name="keys")

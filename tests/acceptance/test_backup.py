@@ -18,6 +18,7 @@ from models_cache.blobs import BlobStore
 from service.client import Graft, Json
 from tests import images
 from tests.acceptance.running import running
+from tests.databases import database_url
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
@@ -28,13 +29,18 @@ def command(
 ) -> subprocess.CompletedProcess[str]:
     """Run `graft` as an operator of that data folder."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GRAFT_")}
-    mine = {"GRAFT_DATA_DIR": str(data_folder), "GRAFT_OFFLINE": "1", "GRAFT_PORT": str(port)}
+    mine = {
+        "GRAFT_DATA_DIR": str(data_folder),
+        "GRAFT_DATABASE_URL": database_url(data_folder),
+        "GRAFT_OFFLINE": "1",
+        "GRAFT_PORT": str(port),
+    }
     return subprocess.run(
         [sys.executable, "-m", "service.cli.main", *arguments],
         env={**clean, **mine},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
 
 
@@ -45,7 +51,7 @@ class Users:
         self._url, self._folder, self._dataset_id = url, folder, dataset_id
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._work)
-        self.turns = 0
+        self.turns = self._seen = 0
         self.jobs: list[str] = []
 
     def __enter__(self) -> Users:
@@ -55,6 +61,12 @@ class Users:
     def __exit__(self, *_: object) -> None:
         self._leaving.set()
         self._thread.join()
+
+    def has_gone_on(self) -> bool:
+        """Tell whether they have done more than a turn since this was last true."""
+        going_on = self.turns > self._seen + 1
+        self._seen = self.turns if going_on else self._seen
+        return going_on
 
     def _work(self) -> None:
         with Graft(self._url) as graft:
@@ -86,8 +98,7 @@ def test_a_service_that_is_in_use_is_backed_up_and_restored(tmp_path: Path, shar
         before = scores(graft, "kept")
         with Users(service.url, tmp_path, dataset["id"]) as users:
             for _ in range(2):
-                seen = users.turns
-                until(lambda seen=seen: users.turns > seen + 1, 60.0)
+                until(users.has_gone_on, 120.0)
                 made = command("backup", "--to", str(root), data_folder=data)
                 assert made.returncode == 0, made.stdout + made.stderr
             assert "nothing may go" in command("gc", data_folder=data).stdout
@@ -106,7 +117,7 @@ def test_a_service_that_is_in_use_is_backed_up_and_restored(tmp_path: Path, shar
         assert {job["status"] for job in ended} == {"succeeded"}
         assert len(graft.model("busy")["versions"]) == len(ended) - 1
         assert scores(graft, "busy")
-    database = Database(f"sqlite:///{again / 'graft.db'}")
+    database = Database(database_url(again))
     blobs = BlobStore(again / "blobs")
     with database.read() as connection:
         assert pointers.missing_files(connection, blobs, pointers.present_blobs(blobs)) == {}

@@ -43,7 +43,8 @@ def _points_of(module: ast.Module) -> Iterator[str]:
             for name in _literals(node.args[0]):
                 yield from (f"{name}.{stage}" for stage in OF_A_TRANSACTION)
         elif called in _FILE_WRITERS:
-            given = [*node.args[2:], *(k.value for k in node.keywords if k.arg == "point")]
+            positional = node.args[1:] if called == "writing" else node.args[2:]
+            given = [*positional, *(k.value for k in node.keywords if k.arg == "point")]
             for name in (name for value in given for name in _literals(value)):
                 yield from (f"{name}.{stage}" for stage in OF_A_FILE)
 

@@ -119,19 +119,17 @@ MUTANTS = (
     ),
     Mutant(
         "idempotency-key-outside-of-the-transaction",
-        "service/routers/jobs.py",
-        """        job_id = idempotency.once(
-            connection, idempotency_key, fingerprint, lambda: _insert(connection, body, spec)
-        )
-        return jobs.get(connection, job_id)
-""",
+        "service/submission.py",
+        "        job_id = idempotency.once("
+        "connection, idempotency_key, fingerprint, insert, caller.project)\n"
+        "        job = jobs.get(connection, job_id, caller.project)\n",
         """        key = idempotency_key or new_id("key")
-        known = idempotency.find(connection, key, fingerprint)
-        job_id = known or _insert(connection, body, spec)
+        known = idempotency.find(connection, key, fingerprint, caller.project)
+        job_id = known or insert()
     with services.database.write("key") as connection:
         if not known:
-            idempotency.remember(connection, key, fingerprint, job_id)
-        return jobs.get(connection, job_id)
+            idempotency.remember(connection, key, fingerprint, job_id, caller.project)
+        job = jobs.get(connection, job_id, caller.project)
 """,
         (f"{_API}::test_a_call_whose_answer_was_lost_is_not_done_again",),
     ),
@@ -140,19 +138,18 @@ MUTANTS = (
         "service/routers/datasets.py",
         """    archive = services.blobs.put_file(upload.path, upload.sha256)
     with services.database.write("upload") as connection:
-        dataset_id = idempotency.once(
-            connection, idempotency_key, fingerprint, lambda: _insert(connection, target, archive)
-        )
-        return datasets.get(connection, dataset_id)
 """,
         """    archive = Blob(upload.sha256, upload.size_bytes)
-    with services.database.write("upload") as connection:
-        dataset_id = idempotency.once(
-            connection, idempotency_key, fingerprint, lambda: _insert(connection, target, archive)
+    with services.database.write("early") as connection:
+        idempotency.once(
+            connection,
+            idempotency_key,
+            fingerprint,
+            lambda: _insert(connection, target, archive),
+            project,
         )
-        made = datasets.get(connection, dataset_id)
-    services.blobs.put_file(upload.path, upload.sha256)
-    return made
+    archive = services.blobs.put_file(upload.path, upload.sha256)
+    with services.database.write("upload") as connection:
 """,
         (f"{_API}::test_a_row_never_points_to_a_file_that_is_not_there",),
     ),

@@ -72,7 +72,6 @@ ELSEWHERE = {
 NOT_BY_NAME = frozenset(
     {
         "apply_feedback",
-        "collect",
         "engine",
         "engine_record",
         "engine_wish",
@@ -84,10 +83,6 @@ NOT_BY_NAME = frozenset(
         "key_revoke",
         "key_rotate",
         "key_used",
-        "mark_broken",
-        "restore",
-        "restore.mark",
-        "restore_queue",
         "neighbours",
         "predictions_table",
         "shadow",

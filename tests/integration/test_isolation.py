@@ -30,6 +30,7 @@ IDS = {
     "feedback_id": "feedback",
     "image_id": "image",
     "key_id": "key",
+    "delivery_id": "delivery",
     "name": "model",
     "reference": "model",
 }
@@ -117,7 +118,7 @@ def in_path(operation: Operation) -> list[Probe]:
         filled = filled.replace(f"{{{name}}}", value)
     body = BODIES.get(operation)
     content = b"no image" if method == "POST" and body is None else None
-    if path.endswith(("/retry", "/rotate", "/apply", "/cancel", "/pause", "/resume")):
+    if path.endswith(("/retry", "/rotate", "/apply", "/cancel", "/pause", "/resume", "/redeliver")):
         content = None
     differs = operation not in MAKES_THE_NAME
     return [Probe(operation, filled, thing, body, content, own_differs=differs) for thing in varied]
