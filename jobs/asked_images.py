@@ -60,8 +60,10 @@ class AskedImages:
                 return error
 
         batches = [images[i : i + _BATCH_IMAGES] for i in range(0, len(images), _BATCH_IMAGES)]
+        if not batches:
+            return  # an earlier attempt asked about all of them
         with ThreadPoolExecutor(self._threads, "decode") as decoders:
-            ahead = [decoders.submit(decoded, image) for image in batches[0]] if batches else []
+            ahead = [decoders.submit(decoded, image) for image in batches[0]]
             for batch, following in zip(batches, (*batches[1:], ()), strict=True):
                 found = [future.result() for future in ahead]
                 ahead = [decoders.submit(decoded, image) for image in following]

@@ -202,6 +202,7 @@ def _outputs(
     progress, interruption = told
     path, said_at = spec.run_folder / _OUTPUTS_NAME, time.monotonic()
     with PredictionsFile(path, [image.id for image in images]) as file:
+        progress.progress("images", file.rows, len(images))
         for batch in asked.answers(model, images[file.rows :]):
             file.append(_row(image, answer, model) for image, answer in batch)
             progress.progress("images", file.rows, len(images))

@@ -113,7 +113,8 @@ def test_the_split_of_publication_gives_its_evaluation_although_killed_twice(
     assert job["attempt"] == 3, "killed in its second batch, and while its result was written"
     progress = service.data_folder / "runs" / job["id"] / "2" / "progress.jsonl"
     lines = [json.loads(line) for line in progress.read_bytes().splitlines()]
-    assert next(row["done"] for row in lines if row["kind"] == "progress") > KILLED_BEHIND
+    first = next(line["done"] for line in lines if line["kind"] == "progress")
+    assert first > KILLED_BEHIND, "what was written is not asked again"
     published, found = graft.evaluation(MODEL, 1), file_of(graft, job, tmp_path)
     assert found["split"] == "val"
     assert published["most_confident_errors"], "five images have a false label"
