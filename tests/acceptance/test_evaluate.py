@@ -15,6 +15,7 @@ import pytest
 from service.client import Graft, GraftProblem, JobFailed, Json
 from tests.acceptance.running import RunningService, running
 from tests.images import class_folders, shape_bytes, split_folders, zip_bytes
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 
@@ -143,7 +144,7 @@ def test_the_split_of_publication_gives_its_evaluation_although_killed_twice(
 def test_images_that_a_temperature_was_fitted_on_are_cross_fitted_as_at_publication(
     graft: Graft, trained: Json, dataset: Json, tmp_path: Path
 ) -> None:
-    parameters = {"epochs": 1, "batch_size": 8}
+    parameters = {"epochs": 1, "batch_size": 8, "tune": 1, "augmentation": "none"}
     fields = {"recipe": "finetune", "parameters": parameters, "promote": False}
     tuned = graft.submit(dataset["id"], backbone=BACKBONE, model=MODEL, **fields)
     version = graft.wait_for_job(tuned["id"])["result"]["version"]
@@ -219,13 +220,17 @@ def test_what_says_nothing_is_refused_with_the_reason(
     assert failed.value.job["error"]["code"] == "classes-unknown"
 
 
-def test_a_cancelled_evaluation_can_be_asked_for_again(
+def test_an_evaluation_is_paused_resumed_cancelled_and_asked_for_again(
     graft: Graft, trained: Json, dataset: Json
 ) -> None:
+    paused = graft.evaluate(f"{MODEL}@1", dataset["id"])
+    graft.act(paused["id"], "pause")
+    until(lambda: graft.job(paused["id"])["status"] == "paused", 30.0)
+    graft.act(paused["id"], "resume")
+    assert graft.wait_for_job(paused["id"])["result"]["images"] == 45
     job = graft.evaluate(f"{MODEL}@latest", dataset["id"], split="train")
-    assert graft.act(job["id"], "pause")["status"] in ("paused", "pausing", "running")
     graft.act(job["id"], "cancel")
-    with pytest.raises(JobFailed):
+    with pytest.raises(JobFailed, match="cancelled"):
         graft.wait_for_job(job["id"])
     again = graft.wait_for_job(graft.act(job["id"], "retry")["id"])
     assert again["spec"]["version"] == job["spec"]["version"]
