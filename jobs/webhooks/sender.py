@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
 
+from jobs.away import AWAY
 from jobs.store import webhooks
-from jobs.store.database import DATABASE_AWAY, Database
+from jobs.store.database import Database
 from jobs.store.webhooks import MOST_TRIES, Claim, Status
 from jobs.webhooks.signing import signed_headers
 from models_cache import faults
@@ -25,7 +26,6 @@ from models_cache.egress_policy import EgressPolicy
 
 log = logging.getLogger(__name__)
 
-_AWAY = (*DATABASE_AWAY, OSError)
 ATTEMPT_THREAD = "webhook-attempt"
 
 _LOOK_SECONDS = 0.5
@@ -118,7 +118,7 @@ class WebhookSender:
             try:
                 if self._send_next():
                     continue
-            except _AWAY:
+            except AWAY:
                 log.exception("the outbox of webhooks cannot be read; trying again")
                 wait_seconds = _AFTER_TROUBLE_SECONDS
             self._wake.wait(wait_seconds)
@@ -168,7 +168,7 @@ class WebhookSender:
                 claimed.number,
                 outcome.error or outcome.response_status,
             )
-        except _AWAY:
+        except AWAY:
             log.exception("the end of webhook %s could not be noted", claimed.delivery_id)
         finally:
             self._free.release()

@@ -35,6 +35,9 @@ from tests.waiting import until
 
 _MIB = 1 << 20
 _LOW_WATER_BYTES, _BALLAST_BYTES = 4 * _MIB, 2 * _MIB
+#: What is tried when bytes are short, and again when files are.
+_STAGES = ("upload", "submit", "start of a job", "cancel", "delete", "what comes after")
+_SURVIVED: list[str] = []  # for the figure of a soak
 #: Bytes left to a training: it fails at another stage with each.
 _ROOM_BYTES = [0, 300_000, 1 * _MIB, 4 * _MIB, 7 * _MIB, 9 * _MIB, 12 * _MIB]
 
@@ -85,6 +88,7 @@ def test_a_full_disk_refuses_what_comes_and_lets_people_make_room(
         final = read_final_state(ground.data_folder)
         found = violations(read_history(api.history_path), final)
     assert [v for v in found if not v.what.startswith("the file 000")] == []
+    _SURVIVED.extend(_STAGES)
 
 
 def _is_refused(ground: ApiGround) -> None:
@@ -154,7 +158,12 @@ def test_a_training_says_that_the_disk_is_full_and_succeeds_when_there_is_space(
             disk.free()
             assert job.run(children) == 0
             verify_artifact(BlobStore(disk.folder / "blobs"), job.result()["artifact"]["digest"])
+        _SURVIVED.append(f"a training with {room_bytes} bytes")
     assert set(told) <= {InsufficientStorage.code}
+    if soak.SOAK:
+        total = 2 * len(_STAGES) + len(_ROOM_BYTES)
+        value, target = f"{len(_SURVIVED)} of {total}", f"{total} of {total}"
+        soak.write_figure("disk-full-stages", value, target, ok=len(_SURVIVED) == total)
 
 
 def test_the_low_water_mark_counts_what_is_announced(tmp_path: Path) -> None:
