@@ -13,7 +13,7 @@ from service.rates import Rates
 
 _NO_ROUTE = "none"
 _REFUSED = frozenset({401, 403, 429})
-_REFUSALS_PER_MINUTE = 60  # of one address: who knocks for ever must not push others out
+_REFUSALS_PER_MINUTE = 60  # of a key or address: who knocks for ever must not push others out
 _NOTED = frozenset({Scope.TRAIN, Scope.ADMIN})
 
 
@@ -59,11 +59,12 @@ class AuditTrail:
         if not refused and (route == _NO_ROUTE or need_of(scope["method"], route) not in _NOTED):
             return
         address = address_of(scope)
-        if refused and self._refusals.take(address, _REFUSALS_PER_MINUTE) is not None:
-            return
         state = scope.get("state", {})
         caller = state.get("caller")
         assert caller is None or isinstance(caller, Caller)
+        who = (caller and caller.key_id) or address
+        if refused and self._refusals.take(who, _REFUSALS_PER_MINUTE) is not None:
+            return
         made = headers.get(b"location")
         self._log.append(
             {

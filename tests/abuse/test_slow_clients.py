@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -126,8 +127,12 @@ def _dataset(started: Api, connection: socket.socket) -> str:
     body = images.zip_bytes(images.class_folders(per_class=2))
     head = f"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
-    answer = connection.recv(1 << 16).decode()
-    return answer.partition('"id":"')[2].partition('"')[0]
+    answer = ""
+    while not (found := re.search(r'"id": ?"(ds_\w+)"', answer)):
+        more = connection.recv(1 << 16)
+        assert more, answer
+        answer += more.decode()
+    return found[1]
 
 
 def _waiting_for(dataset: str) -> bytes:

@@ -38,6 +38,7 @@ class Respawner:
 
     def run(self) -> int:
         """Fork again and again, however forks end; returns the status of the last one."""
+        _die_with_parent()
         signal.signal(signal.SIGTERM, self._stop)
         while True:
             self._child = os.fork()
@@ -51,7 +52,7 @@ class Respawner:
     def _be_the_child(self) -> None:
         status = 1
         try:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            _die_with_parent()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._function(*self._arguments)
             status = 0
@@ -65,6 +66,10 @@ class Respawner:
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True
         os.kill(self._child, signal.SIGTERM)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 if __name__ == "__main__":

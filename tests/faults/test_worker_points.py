@@ -182,6 +182,12 @@ def test_a_wall_clock_that_jumps_ends_no_lease_and_keeps_no_job_waiting(
     patient_ground: WorkerGround,
 ) -> None:
     clock = patient_ground.data_folder / "clock"
+    fast = clock.with_name(f"clock-{patient_ground.sessions[1]}")
+    fast.write_text("3600")  # one worker's clock is an hour ahead of the other's
+    job_id = patient_ground.accept("slow")
+    patient_ground.ended(job_id, JobState.SUCCEEDED)
+    assert patient_ground.look(job_id).attempt == 1
+    fast.unlink()
     for offset_seconds in (3600.0, -3600.0, 10 * 365 * 86_400.0):
         job_id = patient_ground.accept("slow")
         patient_ground.attempted(job_id)
