@@ -145,7 +145,7 @@ def test_images_that_a_temperature_was_fitted_on_are_cross_fitted_as_at_publicat
     graft: Graft, trained: Json, dataset: Json, tmp_path: Path
 ) -> None:
     parameters = {"epochs": 1, "batch_size": 8, "tune": 1, "augmentation": "none"}
-    fields = {"recipe": "finetune", "parameters": parameters, "promote": False}
+    fields: Json = {"recipe": "finetune", "parameters": parameters, "promote": False}
     tuned = graft.submit(dataset["id"], backbone=BACKBONE, model=MODEL, **fields)
     version = graft.wait_for_job(tuned["id"])["result"]["version"]
     job = evaluated(graft, f"{MODEL}@{version}", dataset, "val")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from jobs.datasets.manifest import LabelledImage, Manifest, build_manifest
 from jobs.errors import DatasetUnlabelled
@@ -109,7 +110,9 @@ def test_strangers_are_counted_by_what_they_are_called() -> None:
     published = Published(facts(), None, tuned_here=False)
     rows = said_of_strangers(match_of(found), found.images, (logits, features), published)
     assert [(row["class"], row["images"]) for row in rows] == [("yak", 1), ("zebra", 2)]
-    by_class = {found.classes[image.labels[0]]: [] for image in found.images}
+    by_class: dict[str, list[NDArray[np.float32]]] = {
+        found.classes[image.labels[0]]: [] for image in found.images
+    }
     for image, row in zip(found.images, logits, strict=True):
         by_class[found.classes[image.labels[0]]].append(row)
     for row in rows:
