@@ -90,7 +90,7 @@ class Listener:
     def opened(self, connection: WatchedConnection) -> None:
         """Count a new connection; close the one that waited longest if there are too many."""
         if len(self._connections) >= self.limits.connections:
-            waiting = [other for other in self._connections if other.waiting_since is not None]
+            waiting = [other for other in self._connections if other.may_make_room]
             if not waiting:
                 connection.refuse(_FULL)
                 return
@@ -134,6 +134,11 @@ class WatchedConnection(H11Protocol):
         self._answered_at: float | None = None
         #: Since when there is no request, None while there is one.
         self.waiting_since: float | None = self._checked
+
+    @property
+    def may_make_room(self) -> bool:
+        """Whether it has no request; one that is closing makes room already, for another."""
+        return self.waiting_since is not None and not self.transport.is_closing()
 
     # -- what uvicorn and the event loop call ------------------------------------------------
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import pytest
 from jobs.issuing import renew
 from jobs.keys import Limits, Scope, new_key
 from jobs.store import keys, tables
+from jobs.store.database import utc_now
 from service.access import NEEDS, need_of
-from service.key_ring import REMEMBERED_SECONDS
+from service.callers import Caller
+from service.key_ring import REMEMBERED_SECONDS, KeyRing
 from tests.api_process import Api, clean_environment, running_api, settings_of
 from tests.images import zip_bytes
 from tests.tenants import ABSENT, Things, furnish
@@ -238,6 +241,44 @@ def test_what_another_process_revokes_is_refused_within_seconds(api: Api) -> Non
         renew(connection, rotated.key.id, "default", timedelta(0))
     for issued in (revoked, expiring, rotated):
         until(partial(is_refused, api, issued.secret), REMEMBERED_SECONDS + 5)
+
+
+def test_a_key_that_is_revoked_while_it_is_looked_up_is_not_remembered(api: Api) -> None:
+    issued = api.key(lifetime=timedelta(hours=1))
+    asked: list[datetime] = []
+
+    def revoking_behind_the_look() -> datetime:
+        asked.append(utc_now())
+        if len(asked) == 2:  # once to look, once more to see for how long it is good
+            with api.database.write() as connection:
+                keys.revoke(connection, issued.key.id, "default")
+            ring.forget()
+        return asked[-1]
+
+    ring = KeyRing(api.database, Limits(), revoking_behind_the_look)
+
+    async def twice() -> list[Caller | None]:
+        found = [await ring.with_key(issued.secret) for _ in range(2)]
+        await ring.close()
+        return found
+
+    before, after = asyncio.run(twice())
+    assert before is not None
+    assert after is None
+
+
+def test_a_key_of_a_tenant_makes_none_that_may_use_more(api: Api) -> None:
+    bound = {"stored_bytes": 1000, "datasets": 2}
+    with api.client(api.key("bounded", limits=Limits(**bound)).secret) as tenant:
+        silent = tenant.post("/v1/keys", json={"name": "x", "scope": "admin"})
+        assert silent.json()["limits"] == bound
+        less = {"name": "x", "scope": "read", "limits": {"datasets": 1}}
+        assert tenant.post("/v1/keys", json=less).json()["limits"] == {**bound, "datasets": 1}
+        more = {"name": "x", "scope": "read", "limits": {"stored_bytes": 1001}}
+        refused = tenant.post("/v1/keys", json=more)
+        assert (refused.status_code, refused.json()["errors"][0]["code"]) == (422, "beyond-own")
+    with api.client(api.key(limits=Limits(**bound)).secret) as operator:
+        assert operator.post("/v1/keys", json=more).status_code == 201
 
 
 def test_last_use_is_written(api: Api) -> None:
