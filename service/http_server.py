@@ -15,6 +15,7 @@ import logging
 import struct
 import termios
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import h11
@@ -37,8 +38,21 @@ _LATE_BODY = Refusal(408, "request-timeout", "the body of the request came too s
 _FULL = Refusal(503, "too-many-connections", "too many connections are open; try again soon")
 
 
-def run_server(application: Application, host: str, port: int, limits: ConnectionLimits) -> None:
+def run_server(
+    application: Application,
+    host: str,
+    port: int,
+    limits: ConnectionLimits,
+    trusted_proxies: Sequence[str],
+) -> None:
     """Serve an application until SIGTERM or SIGINT.
+
+    Args:
+        application: What handles requests.
+        host: Where to listen.
+        port: Where to listen.
+        limits: What clients may hold open.
+        trusted_proxies: Addresses and networks; what `X-Forwarded-For` says counts from them alone.
 
     Raises:
         SystemExit: It could not listen.
@@ -57,6 +71,8 @@ def run_server(application: Application, host: str, port: int, limits: Connectio
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),  # else uvicorn reads the environment
         timeout_graceful_shutdown=8,
         timeout_keep_alive=75,
     )

@@ -119,8 +119,7 @@ def _copy_blobs(
 
 
 def _copy_file(folder: BackupFolder, file: FileCopy, data_folder: Path) -> None:
-    path = data_folder / file.path
-    assert path.resolve().is_relative_to(data_folder.resolve()), "a path of ours"
+    path = data_folder / file.path  # below a folder of ours: checked when the list was read
     if not path.is_file() or durable.sha256_of_file(path) != file.sha256:
         folder.blobs.copy_to(file.sha256, path)
 
@@ -151,12 +150,13 @@ def _settle(snapshot: Snapshot, database: Database, blobs: BlobStore) -> Restore
     A data set of which just the archive or a report is gone can still be learned from.
     """
     present = pointers.present_blobs(blobs)
+    with database.read(patient=True) as connection:
+        missing = pointers.missing_files(connection, blobs, present)
     with database.write("restore_end") as connection:
         held = retention.held_jobs(connection)
         for job in held:
             lifecycle.move(connection, job, JobEvent.LOSE)
         workers.remove_all(connection)
-        missing = pointers.missing_files(connection, blobs, present)
         for owner, absent in missing.items():
             if owner.kind == pointers.IMAGES:
                 datasets.set_broken(connection, owner.id, len(absent), min(absent))

@@ -379,6 +379,23 @@ def test_changes_and_refusals_are_in_the_audit_log_with_who_and_what(api: Api) -
     assert (beyond.status_code, beyond.json()["code"]) == (404, "audit-entry-not-found")
 
 
+def test_only_a_trusted_proxy_says_who_called(api: Api, tmp_path: Path) -> None:
+    assert noted_address(api) == "127.0.0.1"
+    with running_api(tmp_path / "data", {"GRAFT_TRUSTED_PROXIES": "127.0.0.0/8, ::1"}) as behind:
+        assert noted_address(behind) == "203.0.113.7"
+
+
+def noted_address(api: Api) -> str:
+    secret = api.key().secret
+    until(lambda: status(api, new_key()) == 401, REMEMBERED_SECONDS + 5)
+    said = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7"}
+    with api.client() as stranger, api.client(secret) as operator:
+        assert stranger.delete("/v1/jobs/job_passed_on", headers=said).status_code == 401
+        entries = operator.get("/v1/audit").json()["data"]
+    found = next(entry for entry in entries if entry["path"] == "/v1/jobs/job_passed_on")
+    return str(found["address"])
+
+
 def test_without_keys_everybody_on_the_machine_may_do_all_but_make_the_first(
     tmp_path: Path,
 ) -> None:

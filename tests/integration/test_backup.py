@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from jobs.backup.errors import (
     RestoreTargetUsed,
     RestoreUnfinished,
 )
-from jobs.backup.folder import BackupFolder, Snapshot
+from jobs.backup.folder import BackupFolder, FileCopy, Snapshot
 from jobs.backup.restore import Restored, restore_backup
 from jobs.backup.take import Source, take_backup
 from jobs.backup.unfinished import require_whole
@@ -147,7 +148,7 @@ def test_one_changed_byte_is_found_and_nothing_is_written(
     root = tmp_path / "copy"
     made = back_up(service, root)
     folder = BackupFolder.find(root)
-    for blob in (*made.contents(),)[::4]:
+    for blob in [each for each in made.contents() if each.size_bytes][::4]:
         path = folder.blobs.local_path(blob.sha256)
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -163,6 +164,21 @@ def test_one_changed_byte_is_found_and_nothing_is_written(
     listing.write_bytes(listing.read_bytes().replace(b'"rows":1', b'"rows":2', 1))
     with pytest.raises(BackupTargetInvalid, match="list of files"):
         folder.snapshot()
+
+
+@pytest.mark.parametrize("path", ["../{}", "runs/../../{}", "{}", "blobs/{}", "/{}"])
+def test_a_list_that_names_files_elsewhere_is_refused(
+    service: StoredService, tmp_path: Path, path: str
+) -> None:
+    root = tmp_path / "copy"
+    made = back_up(service, root)
+    (listing,) = (root / "snapshots").glob("*.json")
+    hostile = FileCopy(path=path.format("evil"), sha256=made.tables[0].sha256, size_bytes=1)
+    value = asdict(replace(made, files=[*made.files, hostile]))
+    sha256 = durable.sha256_of_bytes(durable.canonical_json(value))
+    listing.write_bytes(durable.canonical_json({"sha256": sha256, "snapshot": value}))
+    with pytest.raises(BackupTargetInvalid, match="outside"):
+        BackupFolder.find(root).snapshot()
 
 
 def test_a_later_backup_does_not_trust_a_truncated_file(
