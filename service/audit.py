@@ -171,8 +171,12 @@ def _lines_backwards(path: Path, end: int | None) -> Iterator[tuple[int, bytes]]
 
 
 def _line_at(path: Path, offset: int) -> bytes:
-    """Return the line that begins at an offset; empty if none does."""
-    with path.open("rb") as file:
+    """Return the line that begins at an offset; empty if none does, or the file was dropped."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return b""
+    with file:
         file.seek(max(0, offset - 1))
         if offset and file.read(1) != b"\n":
             return b""
