@@ -153,8 +153,9 @@ class WatchedConnection(H11Protocol):
 
     @property
     def may_make_room(self) -> bool:
-        """Whether it has no request; one that is closing makes room already, for another."""
-        return self.waiting_since is not None and not self.transport.is_closing()
+        """Whether it is open and idle: no request, and nothing unread of the last answer."""
+        is_idle = self.waiting_since is not None and not self.transport.get_write_buffer_size()
+        return is_idle and not self.transport.is_closing()
 
     # -- what uvicorn and the event loop call ------------------------------------------------
 
