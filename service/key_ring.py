@@ -14,12 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from jobs.keys import Limits, Scope, sha256_of_key
 from jobs.store import keys
-from jobs.store.database import Database, utc_now
+from jobs.store.database import DATABASE_AWAY, Database, utc_now
 from jobs.store.keys import ApiKey
 from jobs.store.tables import DEFAULT_PROJECT
 from service.callers import Caller
@@ -114,7 +113,7 @@ class KeyRing:
     async def _note_use(self, key_id: str) -> None:
         try:
             await run_in_threadpool(self._write_use, key_id)
-        except SQLAlchemyError as error:  # the next use writes it
+        except DATABASE_AWAY as error:  # the next use writes it
             log.warning("the last use of a key could not be written: %s", error)
 
     def _write_use(self, key_id: str) -> None:

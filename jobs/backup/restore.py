@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection, select
+
 from jobs import lifecycle, pointers
 from jobs.backup.errors import BackupDamaged, BackupTooNew, RestoreTargetUsed
 from jobs.backup.folder import BackupFolder, FileCopy, Snapshot, TableCopy
@@ -30,6 +32,7 @@ from models_cache.blobs import Blob, BlobStore
 from models_cache.errors import BlobCorrupt, BlobMissing
 
 _COPYING_THREADS = 8
+_TOLD_BY = ("datasets", "jobs")  # a restore changes no id in these
 
 
 @dataclass(frozen=True)
@@ -125,9 +128,15 @@ def _copy_file(folder: BackupFolder, file: FileCopy, data_folder: Path) -> None:
 
 
 def _copy_rows(folder: BackupFolder, snapshot: Snapshot, database: Database) -> None:
-    """Insert all rows into tables of the backup's own version, unless they are there."""
-    with database.read() as connection:
+    """Insert all rows into tables of the backup's own version, unless they are there.
+
+    Raises:
+        RestoreTargetUsed: Other rows are there: this is not the database of the first try.
+    """
+    with database.read(patient=True) as connection:
         if not rows.is_empty(connection):
+            if not all(_holds(connection, folder, copy) for copy in snapshot.tables):
+                raise RestoreTargetUsed("the database")
             return
     database.migrate(snapshot.revision)
     with database.write("restore_rows") as connection:
@@ -136,6 +145,16 @@ def _copy_rows(folder: BackupFolder, snapshot: Snapshot, database: Database) -> 
             lines = _rows_of(folder, copy)
             rows.write_rows(connection, found[copy.name], copy.columns, lines)
             rows.go_on_counting(connection, found[copy.name])
+
+
+def _holds(connection: Connection, folder: BackupFolder, copy: TableCopy) -> bool:
+    """Tell whether a table has the rows of a copy, by their ids; of few tables, that is enough."""
+    if copy.name not in _TOLD_BY:
+        return True
+    place = copy.columns.index("id")
+    there = next(table for table in rows.tables_of(connection) if table.name == copy.name)
+    wanted = {row[place] for row in _rows_of(folder, copy)}
+    return set(connection.scalars(select(there.c.id))) == wanted
 
 
 def _rows_of(folder: BackupFolder, copy: TableCopy) -> Iterator[list[Any]]:

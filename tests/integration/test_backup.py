@@ -370,6 +370,21 @@ def test_a_killed_restore_says_so_and_goes_on_when_repeated(
     database.close()
 
 
+def test_a_restore_does_not_go_on_in_another_database(
+    service: StoredService, tmp_path: Path
+) -> None:
+    root, folder = tmp_path / "copy", tmp_path / "again"
+    back_up(service, root)
+    assert child("restore", f"{RESTORE_POINTS[0]}=kill", folder, root) == -signal.SIGKILL
+    other = stored_service(tmp_path / "other", database_url(tmp_path / "other"), seed=1)
+    other.add_dataset("ds_other")
+    before = other.rows()
+    with pytest.raises(RestoreTargetUsed, match="database"):
+        bring_back(root, folder, other.database)
+    assert other.rows() == before
+    other.database.close()
+
+
 def test_a_full_disk_leaves_the_earlier_backup_and_the_next_try_works(
     service: StoredService, tmp_path: Path
 ) -> None:
