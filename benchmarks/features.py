@@ -3,7 +3,8 @@
     python benchmarks/features.py --archive hymenoptera.zip --weights WEIGHTS_FOLDER
 
 In one run on one machine, engines in turns, the shortest of three rounds each: eager channels-last,
-BatchNorm folded, and ONNX Runtime; the time to build the latter; and reading the same features
+BatchNorm folded, Inductor with freezing (needs a C++ compiler; the product has none of it), and
+ONNX Runtime; the time to build the latter two; and reading the same features
 from the cache, with and without a few new images. With `--device cuda` the engines of torch, and
 in bfloat16, compiled, and as a CUDA graph; the product uses bfloat16 of these.
 
@@ -12,10 +13,12 @@ Prints the ratios to the eager network and writes them as JSON.
 
 from __future__ import annotations
 
+import copy
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ import head_vs_tutorial as tutorial  # noqa: E402
 import torch  # noqa: E402
 from cuda_candidates import frozen_passes  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch._inductor import config as inductor  # noqa: E402
 
 from jobs.training.device import set_up  # noqa: E402
 from models_cache.backbones import build_backbone  # noqa: E402
@@ -77,6 +81,7 @@ def main() -> None:
             example = normalised(crops[:_BATCH].to(device), info.preprocessing)
             engines.extend(frozen_passes(engines[-1], example))
         else:
+            engines.append(_compiled(backbone, crops[:_BATCH], info.preprocessing, report))
             engines.extend(_built(Path(folder), backbone, info.preprocessing, report))
         passes = {
             engine.name: lambda engine=engine: extract_features(  # type: ignore[misc]
@@ -104,6 +109,20 @@ def _differences(
         engine.name: round(float((features - expected).abs().max() / largest), 6)
         for engine, features in zip(engines[1:], found, strict=True)
     }
+
+
+def _compiled(
+    backbone: torch.nn.Module, crops: Tensor, preprocessing: Preprocessing, report: dict[str, Any]
+) -> Engine:
+    """Return what Inductor makes of the network for batches of one size."""
+    inductor.freezing = True
+    compiled: torch.nn.Module = torch.compile(copy.deepcopy(backbone))  # type: ignore[assignment]
+    engine = replace(Engine.of(EAGER, backbone), name="Inductor, frozen", forward=compiled)
+    started = time.monotonic()
+    with torch.inference_mode():
+        engine.features(crops, preprocessing)
+    report["compile_seconds"] = round(time.monotonic() - started, 3)
+    return engine
 
 
 def _built(
