@@ -28,6 +28,7 @@ from service.secret_files import secret_in, with_password
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+_LISTS = ("weights_sources", "weights_catalog", "egress_allow", "trusted_proxies")
 _MOST_DECODERS = 8
 _REQUESTS_PER_MINUTE = 6000  # where others can reach the service
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,2})?)$"
@@ -51,9 +52,7 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(
         False, description="Listen on a host that others can reach, although there are no keys."
     )
-    trusted_proxies: CommaSeparated = Field(
-        (), description="Addresses and networks of proxies that say in X-Forwarded-For who called."
-    )
+    trusted_proxies: CommaSeparated = Field((), description="Whose X-Forwarded-For is believed.")
     data_dir: Path = Field(default_factory=_default_data_folder, description="Folder of all state.")
     database_url: str = Field(
         "", description="Empty: SQLite in the data folder; or postgresql+psycopg://..."
@@ -191,9 +190,7 @@ class Settings(BaseSettings):
     )
     faults: str = Field("", description="For tests: named points at which a process is to fail.")
 
-    @field_validator(
-        "weights_sources", "weights_catalog", "egress_allow", "trusted_proxies", mode="before"
-    )
+    @field_validator(*_LISTS, mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -39,7 +39,6 @@ from jobs.store.jobs import NewJob
 from models_cache import durable, faults
 from models_cache.blobs import BlobStore
 from models_cache.errors import InsufficientStorage
-from tests.api_process import clean_environment
 from tests.databases import KINDS, database_url
 from tests.stored_service import StoredService, rows_of, stored_service
 
@@ -359,10 +358,6 @@ def test_a_killed_restore_says_so_and_goes_on_when_repeated(
         assert child("restore", f"{point}=kill", folder, root) == -signal.SIGKILL, point
         with pytest.raises(RestoreUnfinished):
             require_whole(folder)
-    command = [sys.executable, "-P", "-m", "service.cli.main", "keys", "create"]
-    where = {**clean_environment(), "GRAFT_DATA_DIR": str(folder)}
-    early = subprocess.run(command, env=where, capture_output=True, text=True)
-    assert (early.returncode != 0, "was not finished" in early.stderr) == (True, True), early
     database = Database(f"sqlite:///{folder / 'graft.db'}")
     bring_back(root, folder, database)
     assert_restored(service, folder, database)
