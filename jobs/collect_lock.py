@@ -28,11 +28,8 @@ def removing_files(data_folder: Path) -> Iterator[None]:
     Raises:
         CollectionBusy: A backup copies them, or someone else removes them.
     """
-    try:
-        with _locked(data_folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            yield
-    except BlockingIOError:
-        raise CollectionBusy(str(data_folder)) from None
+    with _locked(data_folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        yield
 
 
 @contextmanager
@@ -42,7 +39,10 @@ def _locked(data_folder: Path, how: int) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, how)
+        try:
+            fcntl.flock(descriptor, how)
+        except BlockingIOError:
+            raise CollectionBusy(str(data_folder)) from None
         yield
     finally:
         os.close(descriptor)

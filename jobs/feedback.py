@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from jobs.datasets.manifest import TRAIN
 from jobs.errors import DatasetNotReady, JobNotFound
 from jobs.feedback_errors import DatasetUnknown, FeedbackMissing, RetrainImpossible
-from jobs.store import datasets, feedback, jobs
+from jobs.store import datasets, feedback, jobs, webhooks
 from jobs.store.datasets import Dataset
 from jobs.store.feedback import Feedback
 from jobs.store.models import Version
@@ -110,6 +110,8 @@ def accept(
             project=version.project,
         )
         jobs.accept(connection, training)
+        assert version.job_id is not None, "its specification was read"
+        webhooks.hand_on(connection, version.job_id, training_id)
 
 
 def _spec(connection: Connection, version: Version) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from jobs import pointers
-from jobs.backup.errors import CollectionRefused
+from jobs.backup.errors import CollectionBlind, CollectionRefused
 from jobs.collect_lock import removing_files
-from jobs.store import retention
+from jobs.store import datasets, retention
 from jobs.store.database import Database, utc_now
 from jobs.worker_limits import Retention
 from models_cache import faults
@@ -59,6 +59,7 @@ class Garbage:
         figures_before: Of jobs that ended before, figures go.
         present: How many files that rows need are there.
         missing: How many files that rows need are not.
+        lists_lost: Manifests that are gone or damaged: whatever images they name looks unneeded.
     """
 
     blobs: list[Stored]
@@ -68,6 +69,7 @@ class Garbage:
     figures_before: datetime
     present: int
     missing: int
+    lists_lost: list[str]
 
     def items(self) -> Iterator[Item]:
         """Yield every file and folder that may go."""
@@ -76,13 +78,16 @@ class Garbage:
         yield from self.folders
 
     def require_plausible(self) -> None:
-        """Refuse what looks like the files of another database.
+        """Refuse what looks like the files of another database, or like those of a lost list.
 
         Raises:
             CollectionRefused: Most of the files that rows need are not there, or no row needs any.
+            CollectionBlind: Which images some data sets have cannot be told.
         """
         if self.blobs and (not self.present or self.missing > self.present):
             raise CollectionRefused(self.present, self.missing, len(self.blobs))
+        if self.blobs and self.lists_lost:
+            raise CollectionBlind(len(self.lists_lost), self.lists_lost[0], len(self.blobs))
 
 
 def find_garbage(database: Database, data_folder: Path, kept: Retention) -> Garbage:
@@ -91,13 +96,14 @@ def find_garbage(database: Database, data_folder: Path, kept: Retention) -> Garb
     now = time.time()
     # Folders before rows: a job's row is there before its folder.
     folders = list(_folders(data_folder / "runs"))
-    with database.read() as connection:
+    with database.read(patient=True) as connection:
         open_since = retention.oldest_open_start(connection)
         put_before = now - kept.grace_seconds
         if open_since is not None:
             put_before = min(put_before, open_since.timestamp())
-        names = pointers.names_in_rows(connection) | pointers.images_of_all(connection, blobs)
         needed = {n for owner in pointers.owners(connection, blobs) for n in owner.sha256s}
+        names = pointers.names_in_rows(connection) | needed
+        lists = datasets.manifests(connection)
         known = retention.job_ids(connection)
         long_ended = retention.ended_job_ids(connection, _days_ago(kept.runs_days))
         figures_before = _days_ago(kept.figures_days)
@@ -105,6 +111,7 @@ def find_garbage(database: Database, data_folder: Path, kept: Retention) -> Garb
     found, present = [], 0
     for file in blobs.listing():
         present += file.sha256 in needed
+        lists.discard(file.sha256)
         if file.put_at < put_before and file.sha256 not in names:
             found.append(file)
     young = now - kept.grace_seconds
@@ -123,6 +130,7 @@ def find_garbage(database: Database, data_folder: Path, kept: Retention) -> Garb
         figures_before=figures_before,
         present=present,
         missing=len(needed) - present,
+        lists_lost=sorted(lists),
     )
 
 
@@ -149,6 +157,7 @@ def collect(
     Raises:
         CollectionBusy: A backup or another collection is at work.
         CollectionRefused: The rows do not look like those of these files.
+        CollectionBlind: Which images some data sets have cannot be told.
     """
     with removing_files(data_folder):
         garbage = find_garbage(database, data_folder, kept)

@@ -272,6 +272,7 @@ class BlobStore:
         if actual == sha256:
             return
         path = self.local_path(sha256)
+        os.utime(path)  # a collection leaves it for its time
         path.replace(path.with_name(f"{sha256}{_CORRUPT_SUFFIX}"))
         raise BlobCorrupt(sha256, actual)
 

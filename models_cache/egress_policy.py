@@ -144,7 +144,7 @@ class EgressPolicy:
         known = _addresses_known(target.host)
         if known:
             self.judge(target, known)
-        elif not self.networks:  # else the port is judged with the addresses
+        elif self.proxy or not self.networks:  # else the port is judged with the addresses
             self._judge_port(target)
         return target
 

@@ -92,6 +92,8 @@ def packed(known: Familiarity) -> Familiarity | PackedFamiliarity:
     their axes, as with a network that has learned them by heart: these keep their 16 bits.
     """
     axes = known.axes.astype(np.float32)
+    if axes.shape[1] > AXES:  # of an artifact that another program made
+        return known
     lean = np.abs(axes.T @ axes - np.eye(axes.shape[1], dtype=np.float32)).max()
     if lean > _LARGEST_LEAN or known.novelties[len(known.novelties) // 2] < _PACKED_NOVELTY:
         return known

@@ -8,6 +8,7 @@ the same file: lines are written whole.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -47,7 +48,10 @@ class AuditLog:
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         try:
             with self._lock:
-                os.write(self._open(), line)
+                written = os.write(self._open(), line)
+                if written < len(line):  # the next line must not stand behind half of this one
+                    self._close()
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:  # a full disk must not forbid the deletion that would help
             log.error("could not be written to the audit log (%s): %s", error, line.decode())  # noqa: TRY400
 
@@ -74,9 +78,7 @@ class AuditLog:
     def close(self) -> None:
         """Close the file."""
         with self._lock:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
+            self._close()
 
     def _entries(
         self, projects: Sequence[str | None], after: str | None
@@ -116,8 +118,7 @@ class AuditLog:
             state = os.fstat(self._descriptor)
             if state.st_size < self._file_bytes and state.st_nlink:
                 return self._descriptor
-            os.close(self._descriptor)
-            self._descriptor = None
+            self._close()
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self._folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # several processes: one makes the next file
@@ -133,6 +134,11 @@ class AuditLog:
                 os.write(descriptor, b"\n")  # a process died within a line: it ends here
         self._descriptor = descriptor
         return descriptor
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def _drop_oldest(self, files: dict[int, Path]) -> None:
         kept_bytes = 0
@@ -165,8 +171,12 @@ def _lines_backwards(path: Path, end: int | None) -> Iterator[tuple[int, bytes]]
 
 
 def _line_at(path: Path, offset: int) -> bytes:
-    """Return the line that begins at an offset; empty if none does."""
-    with path.open("rb") as file:
+    """Return the line that begins at an offset; empty if none does, or the file was dropped."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return b""
+    with file:
         file.seek(max(0, offset - 1))
         if offset and file.read(1) != b"\n":
             return b""

@@ -36,7 +36,7 @@ class EngineWishes:
         if spec is None or (wish := canonical_json(spec)) in self._heard:
             return
         self._heard.add(wish)
-        task = asyncio.create_task(self._queue(spec, project))
+        task = asyncio.create_task(self._queue(spec, project, wish))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -44,10 +44,11 @@ class EngineWishes:
         """Wait for what is being written."""
         await asyncio.gather(*self._tasks)
 
-    async def _queue(self, spec: dict[str, Any], project: str) -> None:
+    async def _queue(self, spec: dict[str, Any], project: str, wish: bytes) -> None:
         try:
             await run_in_threadpool(self._write, spec, project)
         except DATABASE_AWAY as error:  # the next one to load the backbone says it again
+            self._heard.discard(wish)
             log.warning("the building of an engine could not be queued: %s", error)
 
     def _write(self, spec: dict[str, Any], project: str) -> None:

@@ -15,6 +15,7 @@ import logging
 import struct
 import termios
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import h11
@@ -37,8 +38,21 @@ _LATE_BODY = Refusal(408, "request-timeout", "the body of the request came too s
 _FULL = Refusal(503, "too-many-connections", "too many connections are open; try again soon")
 
 
-def run_server(application: Application, host: str, port: int, limits: ConnectionLimits) -> None:
+def run_server(
+    application: Application,
+    host: str,
+    port: int,
+    limits: ConnectionLimits,
+    trusted_proxies: Sequence[str],
+) -> None:
     """Serve an application until SIGTERM or SIGINT.
+
+    Args:
+        application: What handles requests.
+        host: Where to listen.
+        port: Where to listen.
+        limits: What clients may hold open.
+        trusted_proxies: Addresses and networks; what `X-Forwarded-For` says counts from them alone.
 
     Raises:
         SystemExit: It could not listen.
@@ -57,6 +71,8 @@ def run_server(application: Application, host: str, port: int, limits: Connectio
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),  # else uvicorn reads the environment
         timeout_graceful_shutdown=8,
         timeout_keep_alive=75,
     )
@@ -90,7 +106,7 @@ class Listener:
     def opened(self, connection: WatchedConnection) -> None:
         """Count a new connection; close the one that waited longest if there are too many."""
         if len(self._connections) >= self.limits.connections:
-            waiting = [other for other in self._connections if other.waiting_since is not None]
+            waiting = [other for other in self._connections if other.may_make_room]
             if not waiting:
                 connection.refuse(_FULL)
                 return
@@ -134,6 +150,12 @@ class WatchedConnection(H11Protocol):
         self._answered_at: float | None = None
         #: Since when there is no request, None while there is one.
         self.waiting_since: float | None = self._checked
+
+    @property
+    def may_make_room(self) -> bool:
+        """Whether it is open and idle: no request, and nothing unread of the last answer."""
+        is_idle = self.waiting_since is not None and not self.transport.get_write_buffer_size()
+        return is_idle and not self.transport.is_closing()
 
     # -- what uvicorn and the event loop call ------------------------------------------------
 

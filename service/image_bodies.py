@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from service.body_length import declared_bytes
 from service.errors import (
     BodyTooLarge,
     MediaTypeUnsupported,
@@ -85,8 +86,7 @@ def _from_json(body: bytes) -> list[bytes]:
 
 
 async def _from_multipart(request: Request) -> list[bytes]:
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
+    if declared_bytes(request) > MAX_BODY_BYTES:
         raise BodyTooLarge(MAX_BODY_BYTES)
     parser = MultiPartParser(request.headers, _bounded(request), max_files=MAX_IMAGES, max_fields=0)
     # An image below this stays in memory instead of a temporary file.

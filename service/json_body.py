@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
 from jobs.keys import holds_key
+from service.body_length import declared_bytes
 from service.errors import BodyTooLarge, JsonMalformed, MediaTypeUnsupported, ValidationFailed
 
 MAX_JSON_BYTES = 1 << 20
@@ -70,8 +71,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     Raises:
         BodyTooLarge: There is more; what was declared is believed before anything is read.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
+    if declared_bytes(request) > max_bytes:
         raise BodyTooLarge(max_bytes)
     chunks = bytearray()
     async for chunk in request.stream():

@@ -14,12 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from jobs.keys import Limits, Scope, sha256_of_key
 from jobs.store import keys
-from jobs.store.database import Database, utc_now
+from jobs.store.database import DATABASE_AWAY, Database, utc_now
 from jobs.store.keys import ApiKey
 from jobs.store.tables import DEFAULT_PROJECT
 from service.callers import Caller
@@ -71,15 +70,17 @@ class KeyRing:
         known = self._known.get(sha256)
         if known is not None and time.monotonic() < known.until:
             return known.caller
-        self._known.pop(sha256, None)
+        remembered = self._known
+        remembered.pop(sha256, None)
         found = await run_in_threadpool(self._read, sha256)
         if found is None:
             return None
         limits = found.limits.or_else(self._defaults)
         caller = Caller(found.project, found.scope, limits, found.id)
-        if len(self._known) >= _MOST_REMEMBERED:
-            del self._known[next(iter(self._known))]
-        self._known[sha256] = _Known(caller, time.monotonic() + self._good_for(found, sha256))
+        if len(remembered) >= _MOST_REMEMBERED:
+            del remembered[next(iter(remembered))]
+        # If one was changed since the question, nobody looks here any more: see `forget`
+        remembered[sha256] = _Known(caller, time.monotonic() + self._good_for(found, sha256))
         if found.last_used_at is None or self._now() - found.last_used_at >= _NOTED_USE:
             note = asyncio.create_task(self._note_use(found.id))
             self._notes.add(note)
@@ -92,8 +93,8 @@ class KeyRing:
             return keys.exist(connection)
 
     def forget(self) -> None:
-        """Ask the database for every key again: one was changed."""
-        self._known.clear()
+        """Ask the database for every key again: one was changed. From any thread."""
+        self._known = {}
 
     async def close(self) -> None:
         """Wait for what is being written."""
@@ -112,7 +113,7 @@ class KeyRing:
     async def _note_use(self, key_id: str) -> None:
         try:
             await run_in_threadpool(self._write_use, key_id)
-        except SQLAlchemyError as error:  # the next use writes it
+        except DATABASE_AWAY as error:  # the next use writes it
             log.warning("the last use of a key could not be written: %s", error)
 
     def _write_use(self, key_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
@@ -10,6 +11,9 @@ from pydantic import BaseModel, Field
 from jobs.issuing import Issued, Wish
 from jobs.keys import Limits, Scope
 from jobs.store.keys import ApiKey
+from jobs.store.tables import DEFAULT_PROJECT
+from service.callers import Caller
+from service.errors import ValidationFailed
 from service.schemas import Request
 from service.services import checked_name
 
@@ -35,18 +39,22 @@ class KeyRequest(Request):
     expires_in_seconds: int | None = Field(None, ge=1, le=_TEN_YEARS_SECONDS)
     limits: LimitsBody = Field(default_factory=LimitsBody)
 
-    def wish(self, project: str) -> Wish:
-        """Return what is to be made for a project.
+    def wish(self, caller: Caller, defaults: Limits) -> Wish:
+        """Return what is to be made for the project of a caller.
+
+        Args:
+            caller: Who asks; a tenant's new key may not use more than the one that makes it.
+            defaults: Limits of keys without own ones.
 
         Raises:
-            ValidationFailed: The name cannot be shown.
+            ValidationFailed: The name cannot be shown, or a limit is beyond the caller's.
         """
-        seconds = self.expires_in_seconds
+        seconds, limits = self.expires_in_seconds, Limits(**self.limits.model_dump())
         return Wish(
-            project,
+            caller.project,
             checked_name(self.name, "/name"),
             Scope(self.scope),
-            Limits(**self.limits.model_dump()),
+            limits if caller.project == DEFAULT_PROJECT else _within(limits, caller, defaults),
             None if seconds is None else timedelta(seconds=seconds),
         )
 
@@ -106,6 +114,19 @@ class AuditEntryBody(BaseModel):
     outcome: Literal["done", "refused", "failed"]
     made: str | None = Field(description="Address of what was made.")
     request_id: str | None
+
+
+def _within(wished: Limits, caller: Caller, defaults: Limits) -> Limits:
+    """Return limits with the caller's own where they would be left out."""
+    found = {}
+    for name, bound in caller.limits.as_json().items():
+        wish, default = getattr(wished, name), getattr(defaults, name)
+        if wish is not None and wish > bound:
+            message = f"the key that makes this one has {bound}"
+            raise ValidationFailed.one(f"/limits/{name}", "beyond-own", message)
+        if wish is None and (default is None or default > bound):
+            found[name] = bound
+    return replace(wished, **found)
 
 
 def _fields(key: ApiKey) -> dict[str, object]:

@@ -26,7 +26,6 @@ _PUBLIC_TYPES = (
     b"text/css",
     b"text/javascript",
     b"application/javascript",
-    b"image/",
 )
 
 

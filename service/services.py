@@ -20,6 +20,7 @@ from models_cache.disk_space import LowWater
 from models_cache.room import Room
 from models_cache.weights import WeightsVault
 from service.audit import AuditLog
+from service.body_length import declared_bytes
 from service.engine_wishes import EngineWishes
 from service.errors import ValidationFailed
 from service.folder_sizes import FolderSizes
@@ -74,10 +75,8 @@ ServicesDep = Annotated[Services, Depends(_services)]
 
 def _require_space(request: Request, services: ServicesDep) -> None:
     """Refuse what would need room before its body is read."""
-    declared = request.headers.get("content-length", "")
     # One that says more than is ever taken is refused as too large.
-    most_bytes = services.settings.max_upload_bytes
-    coming_bytes = int(declared) if declared.isdecimal() and len(declared) < 20 else 0
+    most_bytes, coming_bytes = services.settings.max_upload_bytes, declared_bytes(request)
     services.low_water.require(coming_bytes if coming_bytes <= most_bytes else 0)
 
 

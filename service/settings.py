@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from importlib.util import find_spec
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,6 +28,7 @@ from service.secret_files import secret_in, with_password
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+_LISTS = ("weights_sources", "weights_catalog", "egress_allow", "trusted_proxies")
 _MOST_DECODERS = 8
 _REQUESTS_PER_MINUTE = 6000  # where others can reach the service
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,2})?)$"
@@ -50,6 +52,7 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(
         False, description="Listen on a host that others can reach, although there are no keys."
     )
+    trusted_proxies: CommaSeparated = Field((), description="Whose X-Forwarded-For is believed.")
     data_dir: Path = Field(default_factory=_default_data_folder, description="Folder of all state.")
     database_url: str = Field(
         "", description="Empty: SQLite in the data folder; or postgresql+psycopg://..."
@@ -187,7 +190,7 @@ class Settings(BaseSettings):
     )
     faults: str = Field("", description="For tests: named points at which a process is to fail.")
 
-    @field_validator("weights_sources", "weights_catalog", "egress_allow", mode="before")
+    @field_validator(*_LISTS, mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -199,6 +202,11 @@ class Settings(BaseSettings):
     def _networks_and_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         EgressPolicy.of(value)
         return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ip_network(entry)) for entry in value)
 
     @field_validator("data_dir")
     @classmethod

@@ -21,6 +21,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
 from models_cache import durable, faults
+from service.body_length import declared_bytes
 from service.errors import BodyTooLarge, MultipartMalformed
 
 if TYPE_CHECKING:  # it exists for type checkers only
@@ -79,8 +80,7 @@ async def receive(
         MultipartMalformed: The multipart body cannot be read or has other fields.
         InsufficientStorage: The disk is full.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes + _MAX_PART_HEADER_BYTES:
+    if declared_bytes(request) > max_bytes + _MAX_PART_HEADER_BYTES:
         raise BodyTooLarge(max_bytes)
     path = folder / f"{uuid.uuid4().hex}{durable.TEMPORARY_SUFFIX}"
     try:

@@ -28,7 +28,7 @@ def copy_database(source: Database, target: Database, silent_after: timedelta) -
         DatabaseInUse: A worker is alive.
         RestoreTargetUsed: There are rows in the target.
     """
-    with source.read() as reading:
+    with source.read(patient=True) as reading:
         revision = rows.revision_of(reading)
         if revision is None:
             raise NothingToBackUp()

@@ -4,7 +4,7 @@
   + BackupTargetInvalid, BackupRunning, BackupMissing, BackupDamaged, BackupTooNew, NothingToBackUp,
     RestoreTargetUsed, RestoreUnfinished, DatabaseInUse
   x CollectionError              what looks like garbage is not removed
-    + CollectionBusy, CollectionRefused
+    + CollectionBusy, CollectionRefused, CollectionBlind
 """
 
 from __future__ import annotations
@@ -132,4 +132,19 @@ class CollectionRefused(CollectionError):
     )
     present: int
     missing: int
+    files: int
+
+
+@leaf
+class CollectionBlind(CollectionError):
+    """What a lost manifest names looks like garbage."""
+
+    code = "collection-blind"
+    sentence = (
+        "the lists of images of {lists} data sets are gone or damaged, the first is {first}: which "
+        "of {files} files are theirs cannot be told; bring the lists back from a backup, delete "
+        "these data sets, or add --force"
+    )
+    lists: int
+    first: str
     files: int

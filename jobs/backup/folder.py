@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jobs.backup.errors import BackupMissing, BackupRunning, BackupTargetInvalid
@@ -24,6 +24,8 @@ from models_cache import durable
 from models_cache.blobs import Blob, BlobStore
 
 FORMAT = 1
+#: Folders of the data folder whose files are no blobs.
+RUNS, WEIGHTS = "runs", "weights"
 _MARKER = "graft-backup.json"
 _SNAPSHOTS = "snapshots"
 _LOCK = ".lock"
@@ -219,6 +221,13 @@ def _parsed(path: Path) -> Snapshot:
             raise ValueError("its list of files was changed")
         tables = [TableCopy(**table) for table in value["tables"]]
         files = [FileCopy(**file) for file in value["files"]]
+        if any(not _is_ours(PurePosixPath(file.path)) for file in files):
+            raise ValueError("it names a file outside the folders that a backup has")
         return Snapshot(**{**value, "tables": tables, "files": files})
     except (ValueError, KeyError, TypeError) as error:
         raise BackupTargetInvalid(str(path), str(error)) from error
+
+
+def _is_ours(path: PurePosixPath) -> bool:
+    """Tell whether a restore may write there: a list that somebody else wrote can name anything."""
+    return ".." not in path.parts and path.parts[:1] in ((RUNS,), (WEIGHTS,))

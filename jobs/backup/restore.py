@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection, select
+
 from jobs import lifecycle, pointers
 from jobs.backup.errors import BackupDamaged, BackupTooNew, RestoreTargetUsed
 from jobs.backup.folder import BackupFolder, FileCopy, Snapshot, TableCopy
@@ -30,6 +32,7 @@ from models_cache.blobs import Blob, BlobStore
 from models_cache.errors import BlobCorrupt, BlobMissing
 
 _COPYING_THREADS = 8
+_TOLD_BY = ("datasets", "jobs")  # a restore changes no id in these
 
 
 @dataclass(frozen=True)
@@ -119,16 +122,21 @@ def _copy_blobs(
 
 
 def _copy_file(folder: BackupFolder, file: FileCopy, data_folder: Path) -> None:
-    path = data_folder / file.path
-    assert path.resolve().is_relative_to(data_folder.resolve()), "a path of ours"
+    path = data_folder / file.path  # below a folder of ours: checked when the list was read
     if not path.is_file() or durable.sha256_of_file(path) != file.sha256:
         folder.blobs.copy_to(file.sha256, path)
 
 
 def _copy_rows(folder: BackupFolder, snapshot: Snapshot, database: Database) -> None:
-    """Insert all rows into tables of the backup's own version, unless they are there."""
-    with database.read() as connection:
+    """Insert all rows into tables of the backup's own version, unless they are there.
+
+    Raises:
+        RestoreTargetUsed: Other rows are there: this is not the database of the first try.
+    """
+    with database.read(patient=True) as connection:
         if not rows.is_empty(connection):
+            if not all(_holds(connection, folder, copy) for copy in snapshot.tables):
+                raise RestoreTargetUsed("the database")
             return
     database.migrate(snapshot.revision)
     with database.write("restore_rows") as connection:
@@ -137,6 +145,16 @@ def _copy_rows(folder: BackupFolder, snapshot: Snapshot, database: Database) -> 
             lines = _rows_of(folder, copy)
             rows.write_rows(connection, found[copy.name], copy.columns, lines)
             rows.go_on_counting(connection, found[copy.name])
+
+
+def _holds(connection: Connection, folder: BackupFolder, copy: TableCopy) -> bool:
+    """Tell whether a table has the rows of a copy, by their ids; of few tables, that is enough."""
+    if copy.name not in _TOLD_BY:
+        return True
+    place = copy.columns.index("id")
+    there = next(table for table in rows.tables_of(connection) if table.name == copy.name)
+    wanted = {row[place] for row in _rows_of(folder, copy)}
+    return set(connection.scalars(select(there.c.id))) == wanted
 
 
 def _rows_of(folder: BackupFolder, copy: TableCopy) -> Iterator[list[Any]]:
@@ -151,12 +169,13 @@ def _settle(snapshot: Snapshot, database: Database, blobs: BlobStore) -> Restore
     A data set of which just the archive or a report is gone can still be learned from.
     """
     present = pointers.present_blobs(blobs)
+    with database.read(patient=True) as connection:
+        missing = pointers.missing_files(connection, blobs, present)
     with database.write("restore_end") as connection:
         held = retention.held_jobs(connection)
         for job in held:
             lifecycle.move(connection, job, JobEvent.LOSE)
         workers.remove_all(connection)
-        missing = pointers.missing_files(connection, blobs, present)
         for owner, absent in missing.items():
             if owner.kind == pointers.IMAGES:
                 datasets.set_broken(connection, owner.id, len(absent), min(absent))

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Table
 
 from jobs import pointers
 from jobs.backup.errors import NothingToBackUp
-from jobs.backup.folder import BackupFolder, FileCopy, Snapshot, TableCopy
+from jobs.backup.folder import RUNS, WEIGHTS, BackupFolder, FileCopy, Snapshot, TableCopy
 from jobs.collect_lock import keeping_files
 from jobs.store import retention, rows
 from jobs.store.database import Database
@@ -88,7 +88,7 @@ def take_backup(
         snapshot_id = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         folder.begin(snapshot_id)
         is_newest = source.database.is_migrated()  # older tables may lack a column
-        with source.database.read() as connection:
+        with source.database.read(patient=True) as connection:
             revision = rows.revision_of(connection)
             if revision is None:
                 raise NothingToBackUp
@@ -175,8 +175,8 @@ def _copy_blobs(
 def _paths(source: Source, ended: set[str], with_weights: bool) -> Iterator[Path]:
     """Yield the files that are no blobs: of jobs that ended, and of the weights."""
     for job_id in sorted(ended):
-        yield from _below(source.data_folder / "runs" / job_id)
-    weights = source.data_folder / "weights"
+        yield from _below(source.data_folder / RUNS / job_id)
+    weights = source.data_folder / WEIGHTS
     for path in sorted(weights.glob("*")):
         if path.is_file() and (with_weights or path.name == _LEARNED_HASHES):
             yield path

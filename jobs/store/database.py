@@ -115,11 +115,18 @@ class Database:
         faults.reach(f"{point}.after_commit")
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """Yield a connection that sees one snapshot and writes nothing."""
+    def read(self, *, patient: bool = False) -> Iterator[Connection]:
+        """Yield a connection that sees one snapshot and writes nothing.
+
+        Args:
+            patient: Files are looked at between its statements; it may take as long as it takes.
+        """
         with self._engine.connect() as connection:
             reading = connection.execution_options(graft_begin="DEFERRED")
             with reading.begin():
+                if patient and not self.is_sqlite:
+                    for name in _TIMEOUTS:
+                        reading.execute(text(f"SET LOCAL {name} = 0"))
                 yield reading
 
     def last_commit(self) -> Commit:

@@ -110,6 +110,12 @@ def stored_bytes(connection: Connection, project: str) -> int:
     return int(connection.scalar(select(func.sum(datasets.c.archive_bytes)).where(chosen)) or 0)
 
 
+def manifests(connection: Connection) -> set[str]:
+    """Return the names of the manifests of all data sets that can be used."""
+    chosen = select(datasets.c.manifest_sha256).where(datasets.c.status == "ready")
+    return set(connection.scalars(chosen))
+
+
 def newest_of_name(connection: Connection, name: str, project: str) -> Dataset | None:
     """Return the highest version of a name, or None."""
     row = connection.execute(

@@ -37,7 +37,7 @@ def check_database(settings: Settings) -> Iterator[Finding]:
         is_newest = database.is_migrated()
         yield _tables(revision, is_newest=is_newest)
         if is_newest:
-            with database.read() as connection:
+            with database.read(patient=True) as connection:
                 yield from _clock(_newest_row(connection))
                 yield _files(connection, BlobStore(settings.data_dir / "blobs"))
                 alive = workers.count_alive(connection, timedelta(seconds=settings.lease_seconds))

@@ -13,16 +13,15 @@ from typing import Any
 from models_cache.errors import InferenceUnavailable
 from service.checkup.finding import Finding, fine, problem, warning
 from service.http_connections import HttpConnections
+from service.own_address import own_host, own_url
 from service.settings import Settings
 
 _ASK_SECONDS = 2.0
-_EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 def check_running(settings: Settings) -> Iterator[Finding]:
     """Ask api and inference; a service that is not running is no problem, half of one is."""
-    host = _EVERY_ADDRESS.get(settings.host, settings.host)
-    api = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    host, api = own_host(settings.host), own_url(settings.host, settings.port)
     is_ours = _asked(api, "/healthz") == {"status": "ok"}
     yield _api(settings, host, is_ours=is_ours)
     if is_ours:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Annotated
 
@@ -32,6 +33,7 @@ def copy(
 ) -> None:
     """Copy every row into an empty database; the service is stopped, files stay where they are."""
     settings = load_settings()
+    os.umask(0o077)  # a new SQLite file is as private as the data folder
     require_whole(settings.data_dir)
     source, target = Database(settings.database_address), Database(to)
     try:

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.backup.unfinished import require_whole
 from jobs.issuing import Issued, Wish, issue, renew
 from jobs.key_errors import ApiKeyNotFound
 from jobs.keys import PROJECT_PATTERN, Limits, Scope
@@ -95,6 +96,7 @@ def revoke(key_id: KeyId) -> None:
 @contextmanager
 def _database() -> Iterator[Database]:
     settings = load_settings()
+    require_whole(settings.data_dir)  # a row now, and the restore would take all rows for there
     os.umask(0o077)  # as the service does: the folder may be new
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database_address)

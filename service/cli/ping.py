@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from service.cli.configuration import load_settings
+from service.own_address import own_url
 from service.settings import Settings
 
 _TIMEOUT_SECONDS = 5.0
@@ -40,8 +41,7 @@ def ping(
 
 
 def _api_answers(settings: Settings) -> bool:
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-    return asyncio.run(_answers(f"http://{host}:{settings.port}"))
+    return asyncio.run(_answers(own_url(settings.host, settings.port)))
 
 
 def _inference_answers(settings: Settings) -> bool:

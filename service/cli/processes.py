@@ -76,7 +76,7 @@ def api() -> None:
     limits = within_open_files(settings.connection_limits)
     answering = SecureAnswers(UploadLimit(application, limits.uploads))
     logged = RequestLog(answering, application.state.services.metrics.saw_request)
-    run_server(logged, settings.host, settings.port, limits)
+    run_server(logged, settings.host, settings.port, limits, settings.trusted_proxies)
 
 
 def inference() -> None:

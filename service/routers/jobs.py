@@ -186,7 +186,7 @@ async def get_events(
     if "text/event-stream" in request.headers.get("accept", ""):
         start = int(last_event_id) if last_event_id is not None else after
         stream = stream_events(services.database, job, start, request.is_disconnected)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        headers = {"X-Accel-Buffering": "no"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
     page = await run_in_threadpool(_event_page, services, job.id, after, limit)
     return JSONResponse(page.model_dump(mode="json"))
@@ -210,7 +210,7 @@ def get_file(
     opened = open_run_file(_run_folder(services, job), job.attempt, name)
     if opened is None:
         raise NothingHere
-    headers = {"Content-Length": str(opened.size_bytes), "Cache-Control": "no-store"}
+    headers = {"Content-Length": str(opened.size_bytes)}
     return StreamingResponse(opened.chunks, media_type=opened.media_type, headers=headers)
 
 

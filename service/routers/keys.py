@@ -29,8 +29,9 @@ def create_key(
     """Make an API key; its secret is in this answer only, so a repeated request makes another."""
     if caller.key_id is None:
         raise FirstKeyMissing
+    wish = body.wish(caller, services.settings.key_limits)
     with services.database.write("key_create") as connection:
-        issued = issue(connection, body.wish(caller.project))
+        issued = issue(connection, wish)
     response.headers["Location"] = f"/v1/keys/{issued.key.id}"
     return IssuedKeyBody.of_issued(issued)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
@@ -16,8 +17,13 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
+from uvicorn import Config
+from uvicorn.server import ServerState
 
+from service.connection_limits import ConnectionLimits
 from service.free_port import free_port
+from service.http_server import Listener
+from service.middleware import Receive, Scope, Send
 from tests import databases, images
 from tests.waiting import until
 
@@ -106,6 +112,40 @@ def test_silent_connections_make_room_for_new_ones(tmp_path: Path) -> None:
         with started.http() as http:
             assert http.get("/v1/jobs").status_code == 200
         until(lambda: started.open_files() < 60, 10.0)
+
+
+def test_those_who_read_no_answer_are_busy() -> None:
+    """Closed while its answer is unsent, a connection would stay open beyond the bound."""
+    limits = ConnectionLimits(
+        connections=16, uploads=8, head_seconds=60, grace_seconds=60, min_bytes_per_second=1
+    )
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(16 << 20)})
+
+    async def open_at_the_end() -> int:
+        listener, state, loop = Listener(limits), ServerState(), asyncio.get_running_loop()
+        config = Config(answer, log_config=None)
+        config.load()
+        server = await loop.create_server(
+            lambda: listener.protocol(config, state, {}, loop), "127.0.0.1", 0
+        )
+        address = server.sockets[0].getsockname()
+        with ExitStack() as clients:
+            for number in range(40):
+                client = clients.enter_context(socket.create_connection(address))
+                client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" if number < 16 else b"")
+                await asyncio.sleep(0.1)
+            found = len(state.connections)
+            for connection in list(state.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0.01)
+        server.close()
+        return found
+
+    assert asyncio.run(open_at_the_end()) == limits.connections
 
 
 def test_who_comes_when_all_connections_are_busy_is_told_so(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from jobs.backup.errors import (
     RestoreTargetUsed,
     RestoreUnfinished,
 )
-from jobs.backup.folder import BackupFolder, Snapshot
+from jobs.backup.folder import BackupFolder, FileCopy, Snapshot
 from jobs.backup.restore import Restored, restore_backup
 from jobs.backup.take import Source, take_backup
 from jobs.backup.unfinished import require_whole
@@ -147,7 +148,7 @@ def test_one_changed_byte_is_found_and_nothing_is_written(
     root = tmp_path / "copy"
     made = back_up(service, root)
     folder = BackupFolder.find(root)
-    for blob in (*made.contents(),)[::4]:
+    for blob in [each for each in made.contents() if each.size_bytes][::4]:
         path = folder.blobs.local_path(blob.sha256)
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -163,6 +164,21 @@ def test_one_changed_byte_is_found_and_nothing_is_written(
     listing.write_bytes(listing.read_bytes().replace(b'"rows":1', b'"rows":2', 1))
     with pytest.raises(BackupTargetInvalid, match="list of files"):
         folder.snapshot()
+
+
+@pytest.mark.parametrize("path", ["../{}", "runs/../../{}", "{}", "blobs/{}", "/{}"])
+def test_a_list_that_names_files_elsewhere_is_refused(
+    service: StoredService, tmp_path: Path, path: str
+) -> None:
+    root = tmp_path / "copy"
+    made = back_up(service, root)
+    (listing,) = (root / "snapshots").glob("*.json")
+    hostile = FileCopy(path=path.format("evil"), sha256=made.tables[0].sha256, size_bytes=1)
+    value = asdict(replace(made, files=[*made.files, hostile]))
+    sha256 = durable.sha256_of_bytes(durable.canonical_json(value))
+    listing.write_bytes(durable.canonical_json({"sha256": sha256, "snapshot": value}))
+    with pytest.raises(BackupTargetInvalid, match="outside"):
+        BackupFolder.find(root).snapshot()
 
 
 def test_a_later_backup_does_not_trust_a_truncated_file(
@@ -347,6 +363,21 @@ def test_a_killed_restore_says_so_and_goes_on_when_repeated(
     assert_restored(service, folder, database)
     assert not list(folder.rglob(f"*{durable.TEMPORARY_SUFFIX}"))
     database.close()
+
+
+def test_a_restore_does_not_go_on_in_another_database(
+    service: StoredService, tmp_path: Path
+) -> None:
+    root, folder = tmp_path / "copy", tmp_path / "again"
+    back_up(service, root)
+    assert child("restore", f"{RESTORE_POINTS[0]}=kill", folder, root) == -signal.SIGKILL
+    other = stored_service(tmp_path / "other", database_url(tmp_path / "other"), seed=1)
+    other.add_dataset("ds_other")
+    before = other.rows()
+    with pytest.raises(RestoreTargetUsed, match="database"):
+        bring_back(root, folder, other.database)
+    assert other.rows() == before
+    other.database.close()
 
 
 def test_a_full_disk_leaves_the_earlier_backup_and_the_next_try_works(

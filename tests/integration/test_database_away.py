@@ -211,6 +211,21 @@ def test_a_process_that_stops_inside_a_transaction_does_not_stop_the_others(url:
     other.close()
 
 
+def test_who_reads_files_within_a_snapshot_is_not_cut_off(url: str) -> None:
+    database = Database(url, patience_seconds=0.3)
+
+    def look(*, patient: bool) -> None:
+        with database.read(patient=patient) as connection:
+            connection.execute(text("SELECT 1"))
+            time.sleep(1.0)  # as long as the files take
+            connection.execute(text("SELECT 1"))
+
+    look(patient=True)
+    with pytest.raises(DATABASE_AWAY):
+        look(patient=False)
+    database.close()
+
+
 def test_migrations_wait_for_one_that_takes_longer_than_any_statement_may(
     server: PostgresqlServer, url: str
 ) -> None:

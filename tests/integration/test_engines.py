@@ -182,6 +182,23 @@ def test_serving_has_a_missing_engine_queued_once(database: Database) -> None:
     assert queued.spec == spec
 
 
+def test_a_wish_that_could_not_be_written_is_heard_again(database: Database) -> None:
+    url = database.url.render_as_string(hide_password=False)
+    hasty = Database(url, patience_seconds=0.1)
+    wishes = EngineWishes(hasty)
+
+    async def heard() -> None:
+        wishes.hear({"architecture": "resnet18"}, "default")
+        await wishes.close()
+
+    with database.write():
+        asyncio.run(heard())
+    asyncio.run(heard())
+    hasty.close()
+    with database.read() as connection:
+        assert len(jobs.newest_of_type(connection, engine_builds.TYPE, 10)) == 1
+
+
 def test_later_attempts_stay_with_the_engine_of_the_first(
     children: TrainingChildren, head: Callable[..., TrainingJob]
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from jobs import pointers
-from jobs.backup.errors import CollectionBusy, CollectionRefused
+from jobs.backup.errors import CollectionBlind, CollectionBusy, CollectionRefused
 from jobs.collect_lock import keeping_files
 from jobs.collector import Collector
 from jobs.garbage import (
@@ -188,6 +188,25 @@ def test_rows_of_another_database_are_noticed(service: StoredService, tmp_path: 
     assert pointers.present_blobs(service.blobs) == {}
     for database in (other.database, empty):
         database.close()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_images_of_a_lost_list_are_no_garbage(service: StoredService, damaged: bool) -> None:
+    images = service.add_dataset("ds_2", images=2)
+    with service.database.read() as connection:
+        manifest = str(datasets.get(connection, "ds_2", "default").manifest_sha256)
+    path = service.blobs.local_path(manifest)
+    path.write_bytes(b"x") if damaged else path.unlink()
+    age(service)
+    for _ in range(2):
+        with pytest.raises(CollectionBlind, match=manifest):
+            collect(service.database, service.folder, KEPT)
+    assert all(service.blobs.local_path(image).exists() for image in images)
+    assert list(service.blobs.local_path(manifest).parent.glob("*.corrupt")) != [] or not damaged
+    with service.database.write("test") as connection:
+        datasets.remove(connection, "ds_2")
+    collect(service.database, service.folder, KEPT)
+    assert not any(service.blobs.local_path(image).exists() for image in images)
 
 
 def test_a_backup_holds_what_it_copies(service: StoredService) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,19 +16,23 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, func, select
 
+from jobs import feedback as applying
 from jobs import lifecycle
 from jobs.errors import DeliveryNotFound
 from jobs.states import JobEvent
-from jobs.store import jobs, webhooks
+from jobs.store import feedback, jobs, models, webhooks
 from jobs.store.database import Database
 from jobs.store.jobs import NewJob
 from jobs.store.tables import DEFAULT_PROJECT, webhook_attempts
 from jobs.store.webhooks import Delivery, Webhook
 from jobs.webhooks.sender import ATTEMPT_THREAD, Outcome, SenderLimits, WebhookSender
 from jobs.webhooks.signing import key_of, new_secret
+from models_cache.blobs import Blob
 from models_cache.egress import Resolve, resolve_name
 from models_cache.egress_policy import PUBLIC_ONLY, EgressPolicy, read_url
+from service.services import new_id
 from tests.receiver import Receiver, receiver
+from tests.tenants import furnish
 from tests.waiting import until
 
 SECRET = new_secret()
@@ -344,3 +349,18 @@ def test_stopping_does_not_wait_for_a_receiver_that_hangs(
         until(lambda: hook.received, 10.0)
     assert hook.at_once == 1  # it still hangs, and the sender has stopped
     assert not [t for t in threading.enumerate() if t.name == "webhooks"]
+
+
+def test_a_training_that_feedback_asks_for_is_told_to_the_same_receiver(
+    database: Database, tmp_path: Path
+) -> None:
+    training = new_id("job")
+    with database.write() as connection:
+        things = furnish(connection, tmp_path, DEFAULT_PROJECT, "ants")
+        version = models.resolve(connection, "ants", None, DEFAULT_PROJECT)
+        items = feedback.pending(connection, "ants", DEFAULT_PROJECT)
+        ids = (new_id("ds"), new_id("job"), training)
+        applying.accept(connection, version, items, Blob("0" * 64, 1), ids)
+        before = webhooks.find(connection, things.job)
+        assert before is not None
+        assert webhooks.find(connection, training) == replace(before, job_id=training)

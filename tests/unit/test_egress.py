@@ -215,6 +215,14 @@ def test_only_the_ports_of_web_servers_unless_the_host_is_allowed() -> None:
         policy.judge(target, [ip_address("10.1.2.3")])
 
 
+def test_behind_a_proxy_an_allowed_network_opens_no_port_of_a_name() -> None:
+    policy = EgressPolicy.of(["10.0.0.0/8", "named.example"], "http://10.0.0.1:3128")
+    with pytest.raises(ForbiddenUrl, match="port"):
+        policy.check("http://other.example:22/")
+    assert policy.check("http://named.example:22/").port == 22
+    assert policy.check("http://10.2.3.4:22/").port == 22
+
+
 @pytest.mark.parametrize("entry", ["10.0.0.1/8", "http://x", "a b", "", "127.1/40", "*.x"])
 def test_a_setting_that_is_neither_network_nor_host_is_refused(entry: str) -> None:
     with pytest.raises(ValueError, match="is no network"):

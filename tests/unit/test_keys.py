@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,20 @@ def test_a_line_that_a_dying_process_left_unfinished_costs_no_other(tmp_path: Pa
     again = AuditLog(folder, 80_000)
     again.append(entry(3))
     assert numbers(again, "p") == [3, 1]
+
+
+def test_a_line_that_a_full_disk_cut_costs_no_other(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit", 80_000)
+    log.append(entry(1))
+    written = (tmp_path / "audit" / "audit-00000001.jsonl").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (written + 30, hard))
+    try:
+        log.append(entry(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.append(entry(3))
+    assert numbers(log, "p") == [3, 1]
 
 
 def test_two_writers_lose_nothing_when_files_change(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from models_cache import novelty
 from models_cache.novelty import (
+    AXES,
     FALSE_ALARMS,
     Familiarity,
     PackedFamiliarity,
@@ -80,6 +81,16 @@ def test_axes_that_are_none_are_kept_as_they_are() -> None:
     known = fit_familiarity(wide_features(1, 200, noise=1.0), folds(200))
     assert known is not None
     assert packed(replace(known, axes=np.zeros_like(known.axes))).nbytes == known.nbytes
+
+
+def test_more_axes_than_are_ever_fitted_are_kept_as_they_are() -> None:
+    known = fit_familiarity(wide_features(1, 200, noise=1.0), folds(200))
+    assert known is not None
+    width = known.axes.shape[0]
+    many = np.eye(width, AXES + 1, dtype=np.float16)
+    assert packed(replace(known, axes=many)).axes is many
+    fewer = packed(replace(known, axes=np.ascontiguousarray(many[:, :AXES])))
+    assert isinstance(fewer, PackedFamiliarity)
 
 
 def test_a_scale_of_the_features_says_nothing() -> None:
