@@ -319,7 +319,7 @@ class Predictor:
         if artifact.facts.kind == "head":
             return None
         tuned = tuned_tensors(backbone, artifact, self._weights_folder)
-        if tuned is None:
+        if not tuned:  # nobody can tell, or nothing of it is its own
             return None
         with self._device_lock:  # it traces
             return cut_at_boundary(backbone, tuned)

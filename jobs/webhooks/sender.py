@@ -118,8 +118,8 @@ class WebhookSender:
             try:
                 if self._send_next():
                     continue
-            except AWAY:
-                log.exception("the outbox of webhooks cannot be read; trying again")
+            except AWAY as error:
+                log.warning("the outbox of webhooks cannot be read; trying again: %s", error)
                 wait_seconds = _AFTER_TROUBLE_SECONDS
             self._wake.wait(wait_seconds)
             self._wake.clear()
@@ -168,8 +168,8 @@ class WebhookSender:
                 claimed.number,
                 outcome.error or outcome.response_status,
             )
-        except AWAY:
-            log.exception("the end of webhook %s could not be noted", claimed.delivery_id)
+        except AWAY as error:
+            log.warning("the end of webhook %s is not noted: %s", claimed.delivery_id, error)
         finally:
             self._free.release()
             self._wake.set()

@@ -88,7 +88,7 @@ def test_paused_job_keeps_its_head_and_offers_nothing_twice(
     until(lambda: graft.job(job["id"])["phase"] == "train", 60.0)
     graft.act(job["id"], "pause")
     until(lambda: graft.job(job["id"])["status"] == "paused", 30.0)
-    assert "train" not in service.pids()
+    until(lambda: "train" not in service.pids(), 60.0)  # but for an engine that is being built
     assert graft.predict("paused", images.shape_bytes("disc", 4))["model"]["version"] == 1
     graft.act(job["id"], "resume")
     done = graft.wait_for_job(job["id"])
