@@ -1,37 +1,29 @@
 """A job of its own: what a model says of every image of a dataset, as a file.
 
-The same predictor as in serving, in a child with the priority of a training. Images are decoded by
-threads while the batch before them is computed.
+Each batch is on disk before the next one is asked for.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.asked_images import Answer, AskedImages
 from jobs.datasets.limits import IngestLimits
 from jobs.datasets.manifest import ImageEntry, Manifest
 from jobs.predictions_file import PREDICTIONS_NAME, TABLE_NAME, PredictionsFile, write_table
 from jobs.progress import ProgressWriter
-from jobs.training.device import peak_memory, set_up
+from jobs.training.device import peak_memory
 from jobs.training.interruption import Interruption
 from models_cache.answer_bodies import abstention_of, answer_body
-from models_cache.answers import ImageOutput, QueuedImage
-from models_cache.blobs import BlobStore
 from models_cache.decode import ImageLimits
-from models_cache.devices import choose_device
-from models_cache.errors import GraftError, ImageError, to_wire
-from models_cache.predictor import Predictor
-from models_cache.served_models import Model, Pixels
+from models_cache.errors import GraftError, to_wire
+from models_cache.served_models import Model
 
-_BATCH_IMAGES = 32
 _CHECKPOINT_SECONDS = 5.0  # between lines that say so; every batch is on disk
-_CACHE_BYTES = 1  # one model is in use all the time, nothing else is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,22 +82,23 @@ def predict_all(
     """
     interruption.phase = "load"
     progress.phase("load")
-    device = choose_device(spec.device)
-    set_up(device, spec.threads)
-    predictor = Predictor(spec.data_folder, device, _CACHE_BYTES, spec.limits)
-    blobs = BlobStore(spec.data_folder / "blobs")
-    manifest = Manifest.load(blobs, spec.manifest_sha256)
+    asked = AskedImages(spec.data_folder, spec.device, spec.threads, spec.limits)
+    manifest = Manifest.load(asked.blobs, spec.manifest_sha256)
     images = manifest.images if spec.split is None else manifest.of_split(spec.split)
     path = spec.run_folder / PREDICTIONS_NAME
     with (
-        predictor.pin(spec.artifact) as model,
+        asked.predictor.pin(spec.artifact) as model,
         PredictionsFile(path, [image.id for image in images]) as file,
     ):
         interruption.phase = "predict"
         progress.phase("predict")
+        abstention = abstention_of(model, spec.max_error)
         said_at = time.monotonic()
-        for rows in _rows(spec, predictor, model, blobs, images[file.rows :]):
-            file.append(rows)
+        for batch in asked.answers(model, images[file.rows :]):
+            file.append(
+                {**_about(image), **_said(answer, model, spec.top_k, abstention)}
+                for image, answer in batch
+            )
             progress.progress("images", file.rows, len(images))
             if time.monotonic() - said_at > _CHECKPOINT_SECONDS:
                 progress.checkpoint(file.rows)
@@ -113,45 +106,11 @@ def predict_all(
             interruption.poll()
     write_table(path, path.with_name(TABLE_NAME))
     counts = _counts(path)
-    return {**counts, "files": [PREDICTIONS_NAME, TABLE_NAME], "resources": peak_memory(device)}
-
-
-def _rows(
-    spec: BatchSpec,
-    predictor: Predictor,
-    model: Model,
-    blobs: BlobStore,
-    images: Sequence[ImageEntry],
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of one batch after the other; the next one is decoded meanwhile."""
-
-    def decoded(image: ImageEntry) -> Pixels | ImageError:
-        try:
-            return predictor.preprocess(model, blobs.read(image.sha256))
-        except ImageError as error:
-            return error
-
-    abstention = abstention_of(model, spec.max_error)
-    batches = [images[i : i + _BATCH_IMAGES] for i in range(0, len(images), _BATCH_IMAGES)]
-    with ThreadPoolExecutor(spec.threads, "decode") as decoders:
-        ahead = [decoders.submit(decoded, image) for image in batches[0]] if batches else []
-        for batch, following in zip(batches, (*batches[1:], ()), strict=True):
-            found = [future.result() for future in ahead]
-            ahead = [decoders.submit(decoded, image) for image in following]
-            answers = _answers(predictor, model, found)
-            yield [
-                {**_about(image), **_said(answer, model, spec.top_k, abstention)}
-                for image, answer in zip(batch, answers, strict=True)
-            ]
-
-
-def _answers(
-    predictor: Predictor, model: Model, found: Sequence[Pixels | ImageError]
-) -> list[ImageOutput | GraftError]:
-    """Return what the model says of each image of a batch, or why it says nothing."""
-    queued = [QueuedImage(model, item) for item in found if not isinstance(item, ImageError)]
-    said = iter(predictor.forward(model.backbone_key, queued) if queued else ())
-    return [item if isinstance(item, ImageError) else next(said) for item in found]
+    return {
+        **counts,
+        "files": [PREDICTIONS_NAME, TABLE_NAME],
+        "resources": peak_memory(asked.device),
+    }
 
 
 def _about(image: ImageEntry) -> dict[str, Any]:
@@ -159,7 +118,7 @@ def _about(image: ImageEntry) -> dict[str, Any]:
 
 
 def _said(
-    answer: ImageOutput | GraftError,
+    answer: Answer,
     model: Model,
     top_k: int | None,
     abstention: dict[str, float | None] | None,

@@ -70,7 +70,7 @@ class DatasetUnlabelled(DatasetError):
     code = "dataset-unlabelled"
     sentence = (
         "the {images} images were uploaded with `labels=none`: a model can predict them (a job of "
-        "type batch_predict); to learn from them, upload them with labels"
+        "type batch_predict); to learn from them or judge a model by them, upload them with labels"
     )
     images: int
 

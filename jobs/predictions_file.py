@@ -1,7 +1,7 @@
-"""The file of a batch prediction: one JSON line per image, appended to and resumed.
+"""What a model says of images, as a file: one JSON line each, appended to and resumed.
 
 A line counts once it ends: what a killed attempt left of one is cut off, and the next attempt goes
-on behind the last whole line. The table for people is made of it at the end.
+on behind the last whole line. Of a batch prediction a table for people is made at the end.
 """
 
 from __future__ import annotations

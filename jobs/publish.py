@@ -21,7 +21,7 @@ from jobs.store.jobs import Job, Lease
 from models_cache.artifacts import verify_artifact
 from models_cache.blobs import BlobStore
 
-_NOT_OF_THE_RESULT = ("kind", "at", "next_engine", "resources")
+_NOT_OF_THE_RESULT = ("kind", "at", "next_engine", "resources", "metrics")
 _DATASET_FACTS = ("manifest_sha256", "report_sha256", "digest", "task", "classes", "splits")
 
 

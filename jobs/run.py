@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs import trail
 from jobs.batch_predict import BatchSpec, predict_all
+from jobs.evaluate_version import EvaluateSpec, evaluate_version
 from jobs.exports.child import export
 from jobs.progress import FILE_NAME, ProgressWriter
 from jobs.training.attempt import train
@@ -56,6 +57,8 @@ def _work(
             return build(path, progress)
         if kind == "batch_predict":
             return predict_all(BatchSpec.load(path), progress, interruption)
+        if kind == "evaluate":
+            return evaluate_version(EvaluateSpec.load(path), progress, interruption)
         if kind == "export":
             return export(path, progress, interruption)
         if kind == "race":

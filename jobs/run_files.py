@@ -17,6 +17,7 @@ from jobs.executors.protocol import LOG_FILE_NAME
 from jobs.metrics_files import EVENTS_NAME, METRICS_NAME
 from jobs.predictions_file import PREDICTIONS_NAME, TABLE_NAME
 from jobs.progress import FILE_NAME as PROGRESS_NAME
+from models_cache.artifacts import EVALUATION_FILE, PLOT_FILES
 
 _CHUNK_BYTES = 1 << 18
 _TAIL_BYTES = 1 << 20
@@ -46,6 +47,8 @@ RUN_FILES: dict[str, RunFile] = {
     "data_report.json": RunFile("application/json", of_attempt=True),
     PREDICTIONS_NAME: RunFile("application/x-ndjson"),
     TABLE_NAME: RunFile("text/csv; charset=utf-8"),
+    EVALUATION_FILE: RunFile("application/json"),
+    **{name: RunFile("image/svg+xml") for name in PLOT_FILES},
 }
 
 

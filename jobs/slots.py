@@ -6,7 +6,7 @@ from jobs.executors.protocol import AttemptKind
 
 #: What a slot of each kind may run: data and downloads never wait for a training.
 SLOT_KINDS = {
-    "train": ("fine_tune", "race", "batch_predict"),
+    "train": ("fine_tune", "race", "evaluate", "batch_predict"),
     "data": ("ingest",),
     "weights": ("download",),
     "engine": ("engine",),
@@ -15,6 +15,7 @@ SLOT_KINDS = {
 CHILD_KINDS: dict[str, AttemptKind] = {
     "fine_tune": "train",
     "race": "train",
+    "evaluate": "train",
     "batch_predict": "train",
     "engine": "train",
     "export": "train",

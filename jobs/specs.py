@@ -128,6 +128,7 @@ def write_spec(
         "download": _download,
         "fine_tune": _fine_tune,
         "race": _race,
+        "evaluate": _evaluate,
         "batch_predict": _batch_predict,
         "engine": _engine,
         "export": _export,
@@ -211,6 +212,13 @@ def _engine(
 ) -> dict[str, Any]:
     threads = {"threads": machine.train_threads, "time_limit_seconds": None}
     return {**job.spec, **threads}
+
+
+def _evaluate(
+    machine: Machine, job: Job, dataset: Dataset | None, parent: Dataset | None
+) -> dict[str, Any]:
+    asked = _batch_predict(machine, job, dataset, parent)
+    return {**asked, "learned_from": job.spec["learned_from"]}
 
 
 def _batch_predict(

@@ -247,6 +247,17 @@ class Graft(Connection):
         """Return the evaluation of a version on held-out images."""
         return self._call("GET", f"/v1/models/{name}/versions/{version}/evaluation")
 
+    def evaluate(self, reference: str, dataset: str, *, split: str | None = None) -> Json:
+        """Have a version judged by a labelled data set; returns the job, to be waited for.
+
+        Args:
+            reference: `name`, `name@alias` or `name@version`.
+            dataset: Id of the data set.
+            split: `train`, `val` or `test`; None for the first of test, val and all that has some.
+        """
+        parameters = {} if split is None else {"split": split}
+        return self.submit(dataset, type="evaluate", model=reference, parameters=parameters)
+
     def predict(
         self,
         reference: str,

@@ -21,6 +21,7 @@ from jobs.errors import RecipeInvalid
 from jobs.recipes import RECIPES
 from service.batch_schemas import BatchParameters, batch_reference
 from service.errors import JobFileInvalid, JsonMalformed, ValidationFailed
+from service.evaluate_schemas import EvaluateParameters, evaluate_reference
 from service.json_body import MAX_JSON_BYTES, parse_json
 from service.race_schemas import RaceParameters, race_parameters
 from service.recipe_schemas import check_parameters, parameters_model
@@ -207,6 +208,10 @@ def _parameter_faults(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
     try:
         if request.type == "race":
             race_parameters(request)
+            return
+        if request.type == "evaluate":
+            known = list(EvaluateParameters.model_fields)
+            evaluate_reference(request)
             return
         if request.type == "batch_predict":
             known = list(BatchParameters.model_fields)

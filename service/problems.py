@@ -24,6 +24,7 @@ from jobs import errors as jobs_errors
 from jobs import feedback_errors, key_errors
 from jobs.backup import errors as backup_errors
 from jobs.datasets import errors as dataset_errors
+from jobs.evaluation import errors as evaluation_errors
 from jobs.exports import errors as exports_errors
 from jobs.keys import without_keys
 from jobs.store.database import DATABASE_AWAY, is_full
@@ -61,6 +62,7 @@ STATUS: dict[type[GraftError], int] = {
     jobs_errors.DatasetImageNotFound: 404,
     jobs_errors.DatasetInUse: 409,
     dataset_errors.ArchiveTypeUnknown: 415,
+    evaluation_errors.EvaluationError: 422,
     jobs_errors.RecipeError: 422,
     jobs_errors.TrainingError: 422,
     jobs_errors.JobError: 500,

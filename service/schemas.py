@@ -53,7 +53,8 @@ class JobRequest(Request):
     model: str | None = Field(
         None,
         pattern=REFERENCE_PATTERN,
-        description="Default: from the data set's name. Only `batch_predict` takes `name@version`.",
+        description="Default: from the data set's name. Only `evaluate` and `batch_predict` take "
+        "`name@version`.",
     )
     promote: bool = Field(True, description="Whether the new version becomes alias `default`.")
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")

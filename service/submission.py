@@ -8,16 +8,19 @@ from typing import Any
 from sqlalchemy import Connection
 
 from jobs.datasets.manifest import UNLABELLED
-from jobs.errors import DatasetRejected, DatasetUnlabelled
+from jobs.errors import DatasetNotFound, DatasetRejected, DatasetUnlabelled
+from jobs.evaluation.errors import SplitEmpty, TaskMismatch
 from jobs.reproduction import spec_of_reproduction
-from jobs.store import datasets, idempotency, jobs, webhooks
+from jobs.store import datasets, idempotency, jobs, models, webhooks
 from jobs.store.datasets import Dataset
 from jobs.store.jobs import Job
+from jobs.store.models import Version
 from models_cache import durable
 from service import quotas
 from service.batch_schemas import batch_reference, batch_spec
 from service.callers import Caller
 from service.errors import ValidationFailed
+from service.evaluate_schemas import evaluate_reference, evaluate_spec
 from service.race_schemas import race_spec
 from service.receivers import checked_receiver, register, secret_to_tell
 from service.recipe_schemas import check_parameters
@@ -42,6 +45,7 @@ def accept(
         ValidationFailed, RecipeError, WeightsError: Something of it is unknown or out of bounds.
         ForbiddenUrl: Its webhook leads where nothing may.
         DatasetNotFound, DatasetRejected: There is nothing to train on.
+        TaskMismatch, SplitEmpty: There is nothing to evaluate on.
         IdempotencyMismatch: The key was used for another request.
     """
     fingerprint = durable.sha256_of_bytes(
@@ -70,6 +74,10 @@ def _insert(connection: Connection, caller: Caller, body: JobRequest, spec: dict
     model = spec.get("model")
     if body.type == "fine_tune":
         model = body.model or model_name_from(dataset.name)
+    if body.type == "evaluate":
+        version = models.version(connection, spec["model"], spec["version"], caller.project)
+        _require_fitting(dataset, version, spec["parameters"]["split"])
+        spec = {**spec, "learned_from": _learned_from(connection, version)}
     new = jobs.NewJob(
         id=new_id("job"),
         type=body.type,
@@ -114,9 +122,32 @@ def _require_usable(dataset: Dataset, job_type: str) -> None:
         raise DatasetUnlabelled(sum(s["images"] for s in (dataset.splits or {}).values()))
 
 
+def _require_fitting(dataset: Dataset, version: Version, split: str | None) -> None:
+    """Refuse what can be known to say nothing of a model; images that are still read are not."""
+    if dataset.task is None or dataset.splits is None:
+        return
+    if dataset.task != version.task:
+        raise TaskMismatch(version.task, dataset.task)
+    there = {name: found["images"] for name, found in dataset.splits.items() if found["images"]}
+    if split is not None and split not in there:
+        raise SplitEmpty(split, ", ".join(f"{count} in {name}" for name, count in there.items()))
+
+
+def _learned_from(connection: Connection, version: Version) -> str | None:
+    """Return the manifest of the data set that a version was made from, if it is still there."""
+    if version.dataset_id is None:
+        return None
+    try:
+        return datasets.get(connection, version.dataset_id, version.project).manifest_sha256
+    except DatasetNotFound:
+        return None
+
+
 def _checked_spec(services: Services, caller: Caller, body: JobRequest) -> dict[str, Any]:
     if body.type == "race":
         return race_spec(services.catalogue, services.vault, body)
+    if body.type == "evaluate":
+        return evaluate_spec(body, services.versions.read(evaluate_reference(body), caller.project))
     if body.type == "batch_predict":
         return batch_spec(body, services.versions.read(batch_reference(body), caller.project))
     if body.type != "fine_tune":

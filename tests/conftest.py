@@ -46,6 +46,7 @@ _ONE_DATABASE_IS_ENOUGH = frozenset(
         "test_command_line",
         "test_compose",
         "test_data_doctor",
+        "test_evaluate",
         "test_exports",
         "test_inference_clients",
         "test_multilabel",

@@ -21,7 +21,7 @@ from models_cache.pixels import PackedPixels, PixelCache, PixelKey
 Pixels = NDArray[np.uint8]
 
 #: What ingest accepted is decoded, whatever its limits were then.
-_CHECKED_AT_INGEST = ImageLimits(max_pixels=1 << 31, max_side_px=1 << 31, max_aspect=1 << 31)
+CHECKED_AT_INGEST = ImageLimits(max_pixels=1 << 31, max_side_px=1 << 31, max_aspect=1 << 31)
 _AHEAD_PER_THREAD = 4  # decoded images that wait for the writer: bounds memory
 
 
@@ -102,7 +102,7 @@ def _decoded(
 ) -> Iterator[Pixels]:
     def decode(entry: ImageEntry) -> Pixels:
         # Pillow lets go of the interpreter lock while it decodes and resizes.
-        upright = decode_rgb(blobs.read(entry.sha256), _CHECKED_AT_INGEST)
+        upright = decode_rgb(blobs.read(entry.sha256), CHECKED_AT_INGEST)
         return resize_shorter_side(upright, key.resize_px, key.interpolation)
 
     window = max(1, threads) * _AHEAD_PER_THREAD

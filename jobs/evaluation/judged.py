@@ -67,11 +67,12 @@ class Basis:
 
     Args:
         images: None of them may have been learned from, or there would be nothing honest to say.
+            None if they are no part of what is reported.
         calibration: Temperature and thresholds.
         familiarity: What known images look like; None if they are too few.
     """
 
-    images: JudgedImages
+    images: JudgedImages | None
     calibration: Calibration
     familiarity: Familiarity | None
 
@@ -91,7 +92,7 @@ class Basis:
 
     def is_of(self, reported: JudgedImages) -> bool:
         """Tell whether it was learned from the very images that are reported."""
-        return self.images.split == reported.split
+        return self.images is not None and self.images.split == reported.split
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from jobs.tasks.kinds import ImageTask
 from jobs.tasks.multilabel import Multilabel
 from jobs.training.evaluate import Outputs
 from jobs.training.frozen import FrozenPass, wanted_engine
-from jobs.training.head import assign_folds, strata
+from jobs.training.judging import judged_images
 from jobs.training.loop import TrainingData
 from jobs.training.place import Place
 from jobs.training.sources import SEEN, Backbone
@@ -42,7 +42,6 @@ from models_cache.durable import canonical_json
 from models_cache.novelty import Familiarity
 
 TRAIN_FOLDS = "train-folds"  # the split's name where training images are judged out of fold
-_FOLDS = 5  # of the images that calibration is fitted on, where it is also reported on them
 
 
 @dataclass(frozen=True)
@@ -220,12 +219,5 @@ def _judged(ready: Ready, trained: Trained) -> tuple[JudgedImages, JudgedImages 
 
 
 def _images(ready: Ready, split: str, indices: NDArray[np.int64], outputs: Outputs) -> JudgedImages:
-    dataset, targets = ready.data.dataset, ready.targets(indices)
-    return JudgedImages(
-        split=split,
-        ids=[dataset.manifest.images[i].id for i in indices],
-        targets=targets,
-        logits=outputs.logits,
-        features=outputs.features,
-        folds=assign_folds(strata(targets), dataset.contents(indices), _FOLDS),
-    )
+    images = [ready.data.dataset.manifest.images[i] for i in indices]
+    return judged_images(split, images, ready.targets(indices), outputs)

@@ -15,6 +15,7 @@ from service.cli import (
     database_commands,
     demo,
     doctor,
+    evaluate_command,
     export_command,
     feedback_commands,
     gc_command,
@@ -38,6 +39,7 @@ app.command()(submit)
 client_commands.add_to(app)
 app.command("race")(race_command.race)
 app.command("batch")(batch_command.batch)
+app.command("evaluate")(evaluate_command.evaluate)
 app.command("export")(export_command.export)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)

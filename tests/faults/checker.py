@@ -18,7 +18,7 @@ from tests.faults.history import Operation
 #: Moves of the log of a job: from a state to one that an event leads to.
 _ALLOWED = {(before.value, after.value) for (before, _), after in TRANSITIONS.items()}
 _AT_REST = {state.value for state in TERMINAL} | {"paused"}
-_SUBMITTED = frozenset({"fine_tune", "race", "batch_predict"})
+_SUBMITTED = frozenset({"fine_tune", "race", "evaluate", "batch_predict"})
 _RUNNING, _QUEUED = "running", "queued"
 #: Operations whose acknowledgement names something that must be there, and what takes it away.
 _MAKING = {"upload": "dataset_delete", "submit": "job_delete", "retry": "job_delete"}

@@ -14,6 +14,7 @@ ELSEWHERE = {
         "train.after_candidate",
     ),
     "tests/acceptance/test_batch_predict.py": ("predictions.before_fsync",),
+    "tests/acceptance/test_evaluate.py": ("evaluation.before_rename",),
     "tests/integration/test_backup.py": (
         "backup.after_rows",
         "backup.begin.after_rename",

@@ -148,6 +148,12 @@ ELSEWHERE = [
         {"type": "batch_predict", "dataset": "<dataset>", "model": "<model>"},
     ),
     Probe(
+        ("POST", "/v1/jobs"),
+        "/v1/jobs",
+        "model",
+        {"type": "evaluate", "dataset": "<dataset>", "model": "<model>"},
+    ),
+    Probe(
         ("POST", "/v1/fine_tuning/jobs"),
         "/v1/fine_tuning/jobs",
         "dataset",

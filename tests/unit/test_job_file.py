@@ -96,6 +96,11 @@ def test_json_is_read_as_well_with_its_lines(tmp_path: Path) -> None:
             "line 3: /parameters/fold: unknown; did you mean folds?",
         ),
         ("dataset: ds_1\ntype: race\nrecipe: head", "line 3: /recipe: a race takes"),
+        (
+            "dataset: ds_1\ntype: evaluate\nmodel: m\nparameters: {splits: val}",
+            "line 4: /parameters/splits: unknown; did you mean split?",
+        ),
+        ("dataset: ds_1\ntype: evaluate", "/model: name the model"),
         ("- ds_1", "not a mapping of fields to values"),
         ("", "not a mapping of fields to values"),
         ("dataset: [", "line"),
