@@ -105,8 +105,11 @@ class Listener:
 
     def opened(self, connection: WatchedConnection) -> None:
         """Count a new connection; close the one that waited longest if there are too many."""
-        if len(self._connections) >= self.limits.connections:
-            waiting = [other for other in self._connections if other.may_make_room]
+        held = list(self._connections)
+        if len(held) >= self.limits.connections:
+            held = [other for other in held if not other.is_gone]
+        if len(held) >= self.limits.connections:
+            waiting = [other for other in held if other.may_make_room]
             if not waiting:
                 connection.refuse(_FULL)
                 return
@@ -150,6 +153,11 @@ class WatchedConnection(H11Protocol):
         self._answered_at: float | None = None
         #: Since when there is no request, None while there is one.
         self.waiting_since: float | None = self._checked
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is closed but for the event loop's next turn."""
+        return self.transport.is_closing() and not self.transport.get_write_buffer_size()
 
     @property
     def may_make_room(self) -> bool:
