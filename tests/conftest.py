@@ -43,6 +43,8 @@ _ONE_DATABASE_IS_ENOUGH = frozenset(
     {
         "test_add_class",
         "test_arrays",
+        "test_auto",
+        "test_backup",
         "test_command_line",
         "test_compose",
         "test_data_doctor",
@@ -50,9 +52,12 @@ _ONE_DATABASE_IS_ENOUGH = frozenset(
         "test_exports",
         "test_inference_clients",
         "test_multilabel",
+        "test_openai_client",
         "test_race",
         "test_reproduce",
+        "test_schemathesis",
         "test_serving_under_load",
+        "test_trails",
     }
 )
 
