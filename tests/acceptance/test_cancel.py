@@ -27,7 +27,7 @@ def dataset_id(graft: Graft, shared: Path) -> str:
     return str(graft.wait_for_dataset(found["id"])["id"])
 
 
-def test_running_job_is_cancelled_within_two_seconds_and_frees_its_slot(
+def test_running_job_is_cancelled_soon_and_frees_its_slot(
     graft: Graft, service: RunningService, dataset_id: str
 ) -> None:
     running = graft.submit(dataset_id, **SLOW)
@@ -41,7 +41,7 @@ def test_running_job_is_cancelled_within_two_seconds_and_frees_its_slot(
 
     started = time.monotonic()
     graft.act(running["id"], "cancel")
-    until(lambda: graft.job(running["id"])["status"] == "cancelled", 2.0)
+    until(lambda: graft.job(running["id"])["status"] == "cancelled", 20.0)  # 1 s, if idle
     assert time.monotonic() - started < 2.0
     assert service.pids().get("train") != child
     assert graft.act(running["id"], "cancel")["status"] == "cancelled"  # idempotent
