@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 #   make install TORCH_PIN="torch torchvision --index-url https://download.pytorch.org/whl/cpu"
 TORCH_PIN ?= 'torch>=2.10' 'torchvision>=0.25'
 STAMP := $(VENV)/.installed-$(shell cat requirements/dev.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
-PYTEST_WORKERS ?= 2
+# More than two cores need: tests wait for processes as often as they compute
+PYTEST_WORKERS ?= 3
 # Real photographs and weights, and where benchmarks of a GPU write their figures
 SHARED ?= ../shared
 REAL_DATA = --archive $(SHARED)/data/hymenoptera.zip --weights $(SHARED)/weights
