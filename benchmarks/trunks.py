@@ -40,10 +40,7 @@ from models_cache.classifiers import (  # noqa: E402
     tensors_to_publish,
 )
 from models_cache.decode import ImageLimits  # noqa: E402
-from models_cache.devices import (  # noqa: E402
-    keep_array_products_to_one_thread,
-    keep_freed_memory,
-)
+from models_cache.devices import keep_array_products_to_one_thread  # noqa: E402
 from models_cache.predictor import Predictor  # noqa: E402
 from models_cache.preprocessing import Preprocessing  # noqa: E402
 from models_cache.served_models import Model  # noqa: E402
@@ -61,8 +58,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=8)
     parser.add_argument("--json", type=Path, help="where the report goes, besides the screen")
     options = parser.parse_args()
-    keep_freed_memory()  # as the inference process does
-    keep_array_products_to_one_thread()
+    keep_array_products_to_one_thread()  # as the inference process does
     report = {
         "models": options.models,
         "batch": _BATCH,

@@ -52,12 +52,7 @@ from models_cache.asgi import (
 )
 from models_cache.batching import Batcher
 from models_cache.decode import ImageLimits
-from models_cache.devices import (
-    choose_device,
-    keep_array_products_to_one_thread,
-    keep_freed_memory,
-    use_full_float32,
-)
+from models_cache.devices import choose_device, keep_array_products_to_one_thread, use_full_float32
 from models_cache.errors import (
     BlobMissing,
     GraftError,
@@ -304,7 +299,6 @@ def serve(config: InferenceConfig) -> None:
         DeviceUnavailable: There is no such device.
     """
     torch.set_num_threads(config.threads)
-    keep_freed_memory()
     keep_array_products_to_one_thread()  # those of heads
     use_full_float32()
     predictor = Predictor(

@@ -18,6 +18,7 @@ from torch import nn
 from models_cache.artifacts import Artifact
 from models_cache.backbone_weights import verified_weights
 from models_cache.backbones import tuned_names
+from models_cache.devices import keep_freed_memory
 from models_cache.engines import Engine
 from models_cache.errors import GraftError
 from models_cache.loaded import Occupancy
@@ -41,6 +42,7 @@ class Trunks:
         with self._making:
             trunk = self._trunks.get(key)
             if trunk is None:
+                keep_freed_memory()  # only here: all others grow by it, and are no faster
                 started = time.monotonic()
                 trunk = self._trunks[key] = Trunk(key, make())
                 self._loads += 1
