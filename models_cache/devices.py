@@ -33,8 +33,8 @@ def keep_freed_memory() -> None:
     """Have the C library keep what is freed, in the whole process; only glibc can.
 
     Activations of a batch are large: they would go back to the system and come again page by page
-    for each batch. Measured on two cores, 16 images of 8 networks that share a trunk take 0.5 of
-    the time of 8 passes with this, and 1.35 without. What a process has had it keeps.
+    for each batch. Measured on two cores, 16 images of 8 networks that share a trunk take 0.75
+    of the time of 8 passes with this, and 1.35 without. What a process has had it keeps.
     """
     with suppress(OSError, AttributeError):
         c_library = ctypes.CDLL(None)
