@@ -1,12 +1,8 @@
-"""A job of its own: what a model says of every image of a dataset, as a file.
-
-Each batch is on disk before the next one is asked for.
-"""
+"""A job of its own: what a model says of every image of a dataset, as a file."""
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,7 @@ from typing import Any
 from jobs.asked_images import Answer, AskedImages
 from jobs.datasets.limits import IngestLimits
 from jobs.datasets.manifest import ImageEntry, Manifest
-from jobs.predictions_file import PREDICTIONS_NAME, TABLE_NAME, PredictionsFile, write_table
+from jobs.predictions_file import PREDICTIONS_NAME, TABLE_NAME, write_table
 from jobs.progress import ProgressWriter
 from jobs.training.device import peak_memory
 from jobs.training.interruption import Interruption
@@ -22,8 +18,6 @@ from models_cache.answer_bodies import abstention_of, answer_body
 from models_cache.decode import ImageLimits
 from models_cache.errors import GraftError, to_wire
 from models_cache.served_models import Model
-
-_CHECKPOINT_SECONDS = 5.0  # between lines that say so; every batch is on disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,24 +80,15 @@ def predict_all(
     manifest = Manifest.load(asked.blobs, spec.manifest_sha256)
     images = manifest.images if spec.split is None else manifest.of_split(spec.split)
     path = spec.run_folder / PREDICTIONS_NAME
-    with (
-        asked.predictor.pin(spec.artifact) as model,
-        PredictionsFile(path, [image.id for image in images]) as file,
-    ):
+    with asked.predictor.pin(spec.artifact) as model:
         interruption.phase = "predict"
         progress.phase("predict")
         abstention = abstention_of(model, spec.max_error)
-        said_at = time.monotonic()
-        for batch in asked.answers(model, images[file.rows :]):
-            file.append(
-                {**_about(image), **_said(answer, model, spec.top_k, abstention)}
-                for image, answer in batch
-            )
-            progress.progress("images", file.rows, len(images))
-            if time.monotonic() - said_at > _CHECKPOINT_SECONDS:
-                progress.checkpoint(file.rows)
-                said_at = time.monotonic()
-            interruption.poll()
+
+        def row_of(image: ImageEntry, answer: Answer) -> dict[str, Any]:
+            return {**_about(image), **_said(answer, model, spec.top_k, abstention)}
+
+        asked.answer_into(path, model, images, row_of, (progress, interruption))
     write_table(path, path.with_name(TABLE_NAME))
     counts = _counts(path)
     return {

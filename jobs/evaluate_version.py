@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +35,6 @@ from jobs.evaluation.verdict import (
     said_of_strangers,
     unknown_classes,
 )
-from jobs.predictions_file import PredictionsFile
 from jobs.progress import ProgressWriter
 from jobs.training.device import peak_memory
 from jobs.training.evaluate import Outputs
@@ -57,7 +55,6 @@ from models_cache.served_models import Model
 
 ALL = "all"  # the name of a split that is none
 _OUTPUTS_NAME = "outputs.jsonl"
-_CHECKPOINT_SECONDS = 5.0  # between lines that say so; every batch is on disk
 _MOST_CLASSES = 100  # named in a result; all are in the file
 _DEFAULTS = (TEST, VAL)  # the first that has images, else all of them
 
@@ -199,17 +196,8 @@ def _outputs(
     told: tuple[ProgressWriter, Interruption],
 ) -> Outputs:
     """Return what the model says of N images; what an earlier attempt asked is not asked again."""
-    progress, interruption = told
-    path, said_at = spec.run_folder / _OUTPUTS_NAME, time.monotonic()
-    with PredictionsFile(path, [image.id for image in images]) as file:
-        progress.progress("images", file.rows, len(images))
-        for batch in asked.answers(model, images[file.rows :]):
-            file.append(_row(image, answer, model) for image, answer in batch)
-            progress.progress("images", file.rows, len(images))
-            if time.monotonic() - said_at > _CHECKPOINT_SECONDS:
-                progress.checkpoint(file.rows)
-                said_at = time.monotonic()
-            interruption.poll()
+    path = spec.run_folder / _OUTPUTS_NAME
+    asked.answer_into(path, model, images, lambda image, answer: _row(image, answer, model), told)
     logits, features = [], []
     with path.open("rb") as lines:
         for line in lines:
