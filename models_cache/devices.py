@@ -1,4 +1,4 @@
-"""Which device a name of the settings means."""
+"""Which device a name of the settings means, and how a process uses its cores and its memory."""
 
 from __future__ import annotations
 

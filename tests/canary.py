@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import unquote
 
+from tests.threaded_server import serving
+
 _BIND_ATTEMPTS = 20
 
 
@@ -122,11 +124,5 @@ class OddServer(socketserver.ThreadingTCPServer):
 @contextmanager
 def odd_server() -> Iterator[OddServer]:
     """Yield a running server."""
-    with OddServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(OddServer()) as server:
+        yield server

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.threaded_server import serving
+
 
 @dataclass
 class Offer:
@@ -110,11 +112,5 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def weights_server() -> Iterator[WeightsServer]:
     """Yield a running server."""
-    with WeightsServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(WeightsServer()) as server:
+        yield server
