@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from models_cache.errors import (
 )
 
 DEADLINE_SECONDS = 20
+_HELD_SECONDS = 0.05
 Batch = tuple[str, list[int]]
 
 
@@ -204,9 +206,12 @@ def test_closing_answers_what_was_accepted_and_takes_nothing_more(
 def test_times_of_queue_and_forward_are_told_apart(
     batcher: Batcher[str, int, int], device: Device
 ) -> None:
+    started = time.monotonic()
     first = occupy(batcher, device)
     second = batcher.submit("a", "me", 1)
+    time.sleep(_HELD_SECONDS)  # the first one computes, the second one waits for it
     device.run_freely()
-    waited = second.result(DEADLINE_SECONDS)
-    assert waited.queue_seconds > 0
-    assert first.result().queue_seconds <= waited.queue_seconds + first.result().forward_seconds
+    computed, waited = first.result(DEADLINE_SECONDS), second.result(DEADLINE_SECONDS)
+    assert computed.forward_seconds >= _HELD_SECONDS
+    assert waited.queue_seconds >= _HELD_SECONDS
+    assert computed.queue_seconds + computed.forward_seconds <= time.monotonic() - started
