@@ -34,6 +34,7 @@ from service.key_ring import KeyRing
 from service.manifests import RecentManifests
 from service.metrics import ServiceMetrics
 from service.middleware import BrowserGuard, HeadAsGet
+from service.missing_weights import MissingWeights
 from service.rates import Rates
 from service.routers import (
     audit,
@@ -150,7 +151,7 @@ def build_services(settings: Settings) -> Services:
     metrics = ServiceMetrics()
     with database.read() as connection:
         metrics.jobs.begin(connection)
-    catalogues = [Path(path) for path in settings.weights_catalog]
+    catalogue = Catalogue.load(extra_files=[Path(path) for path in settings.weights_catalog])
     blobs = BlobStore(settings.data_dir / "blobs")
     versions = VersionFinder(database)
     inference = InferenceClient(settings.resolved_inference_url, settings.predict_timeout_seconds)
@@ -159,7 +160,7 @@ def build_services(settings: Settings) -> Services:
         database=database,
         blobs=blobs,
         manifests=RecentManifests(blobs),
-        catalogue=Catalogue.load(extra_files=catalogues),
+        catalogue=catalogue,
         vault=WeightsVault(
             settings.data_dir / "weights",
             sources=settings.weights_sources,
@@ -174,6 +175,7 @@ def build_services(settings: Settings) -> Services:
         ),
         versions=versions,
         engine_wishes=EngineWishes(database),
+        missing_weights=MissingWeights(database, blobs, catalogue),
         shadows=Shadows(database, versions, inference, settings.shadow_fraction),
         key_ring=key_ring,
         rates=Rates(),

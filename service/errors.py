@@ -2,7 +2,7 @@
 
 * RequestError                   the request is not what the call takes
   + JsonMalformed, MediaTypeUnsupported, BodyTooLarge, MultipartMalformed, ValidationFailed,
-    NothingHere, AddressUnknown, NotReady, ModelUnavailable,
+    NothingHere, AddressUnknown, NotReady, ModelUnavailable, WeightsComing,
     DatabaseUnavailable, JobFileInvalid, IndexMissing, IndexNotReady, UploadNotFound,
     UploadEnded, UploadMismatch, TooManyUploads
 """
@@ -140,6 +140,18 @@ class ModelUnavailable(RequestError):
     name: str
     version: int
     reason: str
+
+
+@leaf
+class WeightsComing(RequestError):
+    """A model needs pretrained weights that are being fetched: after an import or a restore."""
+
+    code = "weights-coming"
+    sentence = (
+        "the pretrained weights of {architecture} are not on disk and are being fetched; call "
+        "again in a while, GET /v1/backbones/{architecture} tells how far they are"
+    )
+    architecture: str
 
 
 @leaf

@@ -102,6 +102,7 @@ STATUS: dict[type[GraftError], int] = {
     request_errors.NotReady: 503,
     request_errors.DatabaseUnavailable: 503,
     request_errors.ModelUnavailable: 503,
+    request_errors.WeightsComing: 503,
     request_errors.TooManyUploads: 503,
 }
 

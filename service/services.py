@@ -29,6 +29,7 @@ from service.inference_client import InferenceClient
 from service.key_ring import KeyRing
 from service.manifests import RecentManifests
 from service.metrics import ServiceMetrics
+from service.missing_weights import MissingWeights
 from service.rates import Rates
 from service.settings import Settings
 from service.shadowing import Shadows
@@ -57,6 +58,7 @@ class Services:
     shadows: Shadows
     folder_sizes: FolderSizes
     engine_wishes: EngineWishes
+    missing_weights: MissingWeights
     metrics: ServiceMetrics
     key_ring: KeyRing
     rates: Rates

@@ -11,7 +11,7 @@ from fastapi import Path, Request
 from jobs.store.models import Version
 from models_cache.asgi import unless_client_gone
 from models_cache.errors import ArtifactError, StorageError
-from models_cache.weights_errors import WeightsError
+from models_cache.weights_errors import WeightsError, WeightsUnavailable
 from service.errors import ModelUnavailable
 from service.inference_client import Wanted
 from service.services import REFERENCE_PATTERN, Services
@@ -32,6 +32,7 @@ async def forward(
 
     Raises:
         ClientGone: The client hung up; what was queued for it is dropped.
+        WeightsComing: Pretrained weights have to be fetched first.
         ModelUnavailable: The version is broken on disk: nothing the caller can mend.
         InferenceError: The inference process cannot answer.
     """
@@ -40,6 +41,8 @@ async def forward(
             services.inference.predict(version.artifact_digest, images, wanted), request.receive
         )
     except (ArtifactError, StorageError, WeightsError) as error:
+        if isinstance(error, WeightsUnavailable):
+            await services.missing_weights.fetch(version.artifact_digest, version.project)
         raise ModelUnavailable(version.name, version.version, str(error)) from error
     services.metrics.saw_images(version.name, len(images))
     services.engine_wishes.hear(answer["wanted_engine"], version.project)

@@ -2,8 +2,8 @@
 
 A mark lies in the data folder from the first file to the last row: a service refuses to start on
 it, and the same restore goes on where it was interrupted. Every step may be repeated: files that
-are there are not copied again, rows are inserted in one transaction, and then tables are migrated
-and jobs queued again.
+are there are not copied again, rows are inserted in one transaction, and then tables are migrated,
+jobs queued again, and pretrained weights fetched that models need and the backup has not.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,18 +19,19 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from jobs import lifecycle, pointers
+from jobs import lifecycle, pointers, weights_fetching
 from jobs.backup.errors import BackupDamaged, BackupTooNew, RestoreTargetUsed
-from jobs.backup.folder import BackupFolder, FileCopy, Snapshot, TableCopy
+from jobs.backup.folder import WEIGHTS, BackupFolder, FileCopy, Snapshot, TableCopy
 from jobs.backup.take import Report
 from jobs.backup.unfinished import mark_path
 from jobs.backup.verify import verify_backup
 from jobs.states import JobEvent
-from jobs.store import datasets, retention, rows, workers
+from jobs.store import datasets, models, retention, rows, workers
 from jobs.store.database import Database, known_revisions
 from models_cache import durable
+from models_cache.artifacts import describe_artifact
 from models_cache.blobs import Blob, BlobStore
-from models_cache.errors import BlobCorrupt, BlobMissing
+from models_cache.errors import ArtifactError, BlobCorrupt, BlobMissing, StorageError
 
 _COPYING_THREADS = 8
 _TOLD_BY = ("datasets", "jobs")  # a restore changes no id in these
@@ -42,11 +44,13 @@ class Restored:
     Args:
         snapshot: Which backup.
         queued_again: Ids of the jobs that ran when it was made.
+        fetched: Architectures whose pretrained weights are fetched when the service runs.
         broken: Rows whose files are not there, with how many.
     """
 
     snapshot: Snapshot
     queued_again: list[str]
+    fetched: list[str]
     broken: dict[str, int]
 
 
@@ -83,7 +87,7 @@ def restore_backup(
         _copy_file(folder, file, data_folder)
     _copy_rows(folder, snapshot, database)
     database.migrate()
-    restored = _settle(snapshot, database, BlobStore(data_folder / "blobs"))
+    restored = _settle(snapshot, database, data_folder)
     mark.unlink()
     durable.fsync_folder(data_folder)
     return restored
@@ -163,14 +167,16 @@ def _rows_of(folder: BackupFolder, copy: TableCopy) -> Iterator[list[Any]]:
             yield json.loads(line)
 
 
-def _settle(snapshot: Snapshot, database: Database, blobs: BlobStore) -> Restored:
+def _settle(snapshot: Snapshot, database: Database, data_folder: Path) -> Restored:
     """Make the rows true again: no worker holds a job, and what lacks its images is rejected.
 
     A data set of which just the archive or a report is gone can still be learned from.
     """
+    blobs = BlobStore(data_folder / "blobs")
     present = pointers.present_blobs(blobs)
     with database.read(patient=True) as connection:
         missing = pointers.missing_files(connection, blobs, present)
+        needed = _missing_weights(connection, blobs, data_folder / WEIGHTS)
     with database.write("restore_end") as connection:
         held = retention.held_jobs(connection)
         for job in held:
@@ -179,5 +185,26 @@ def _settle(snapshot: Snapshot, database: Database, blobs: BlobStore) -> Restore
         for owner, absent in missing.items():
             if owner.kind == pointers.IMAGES:
                 datasets.set_broken(connection, owner.id, len(absent), min(absent))
+        for (architecture, name), project in needed.items():
+            weights_fetching.queue(connection, architecture, name, project)
     broken = {str(owner): len(absent) for owner, absent in missing.items()}
-    return Restored(snapshot, [job.id for job in held], broken)
+    fetched = sorted({architecture for architecture, _ in needed})
+    return Restored(snapshot, [job.id for job in held], fetched, broken)
+
+
+def _missing_weights(
+    connection: Connection, blobs: BlobStore, folder: Path
+) -> dict[tuple[str, str], str]:
+    """Return architecture and name of weights that models need and the folder has not.
+
+    Each with a project that has such a model. Artifacts that cannot be read are left to
+    `pointers.missing_files`.
+    """
+    needed: dict[tuple[str, str], str] = {}
+    for digest, project in models.artifact_digests(connection):
+        with suppress(ArtifactError, StorageError):
+            facts = describe_artifact(blobs, digest).facts
+            file, name = (str((facts.weights or {}).get(key, "")) for key in ("file", "name"))
+            if facts.kind == "head" and name and not (folder / Path(file).name).is_file():
+                needed.setdefault((facts.architecture, name), project)
+    return needed

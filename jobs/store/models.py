@@ -203,6 +203,12 @@ def versions(connection: Connection, name: str, project: str) -> list[Version]:
     return [_version(row) for row in rows]
 
 
+def artifact_digests(connection: Connection) -> list[tuple[str, str]]:
+    """Return the artifacts of all versions, each with its project."""
+    found = select(model_versions.c.artifact_digest, model_versions.c.project).distinct()
+    return [(row.artifact_digest, row.project) for row in connection.execute(found)]
+
+
 def of_job(connection: Connection, job_id: str, project: str) -> list[Version]:
     """Return the versions that a job published, in the order of their publication."""
     rows = connection.execute(

@@ -108,6 +108,9 @@ def restore(
     print(f"restored into {settings.data_dir}: {_described(restored.snapshot)}")
     if restored.queued_again:
         print(f"{len(restored.queued_again)} jobs that ran begin again: start the service")
+    if restored.fetched:
+        names = ", ".join(restored.fetched)
+        print(f"models wait for the weights of {names}, which are fetched: start the service")
     for owner, files in list(restored.broken.items())[:_SHOWN]:
         print(f"  {owner} lacks {files} files")
     if restored.broken:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
+from jobs import weights_fetching
 from jobs.errors import RecipeInvalid
 from jobs.recipes import RECIPES
 from jobs.store import jobs
@@ -17,7 +18,7 @@ from service.errors import AddressUnknown
 from service.json_body import json_body, json_request
 from service.recipe_schemas import parameters_model
 from service.schemas import DownloadRequest, Page
-from service.services import NEEDS_SPACE, After, Limit, Services, ServicesDep, new_id
+from service.services import NEEDS_SPACE, After, Limit, Services, ServicesDep
 
 router = APIRouter(prefix="/v1", tags=["backbones"])
 
@@ -84,12 +85,8 @@ def download(
     """Fetch weights in the background; the backbone's `weights[].download` shows progress."""
     architecture = backbone.architecture
     services.catalogue.candidates(architecture, body.weights)
-    spec = {"architecture": architecture, "weights": body.weights}
     with services.database.write("download") as connection:
-        waiting = jobs.unfinished_of_type(connection, "download")
-        if all(job.spec != spec for job in waiting):
-            new = jobs.NewJob(id=new_id("job"), type="download", spec=spec, project=caller.project)
-            jobs.accept(connection, new)
+        weights_fetching.queue(connection, architecture, body.weights, caller.project)
     response.headers["Location"] = f"/v1/backbones/{architecture}"
     return _backbone_body(services, backbone, _recent_downloads(services))
 
@@ -123,7 +120,7 @@ def _page(bodies: list[dict[str, Any]], limit: int) -> Page[dict[str, Any]]:
 def _recent_downloads(services: Services) -> dict[tuple[str, str], Job]:
     """Return the newest download of each (architecture, weights)."""
     with services.database.read() as connection:
-        found = jobs.newest_of_type(connection, "download", limit=200)
+        found = jobs.newest_of_type(connection, weights_fetching.TYPE, limit=200)
     recent: dict[tuple[str, str], Job] = {}
     for job in found:
         recent.setdefault((job.spec["architecture"], job.spec["weights"]), job)

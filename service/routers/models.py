@@ -20,6 +20,7 @@ from jobs.store.models import LATEST_ALIAS, Model, NewVersion, Version
 from jobs.store.shadows import Compared
 from models_cache.artifacts import EVALUATION_FILE, Artifact
 from models_cache.durable import canonical_json, sha256_of_bytes
+from models_cache.weights_errors import WeightsUnavailable
 from service.callers import CallerDep
 from service.errors import NothingHere
 from service.json_body import json_body, json_request
@@ -117,12 +118,19 @@ async def import_version(
     name: NamePath,
     idempotency_key: IdempotencyKey = None,
 ) -> VersionBody:
-    """Import an artifact that was downloaded as an archive; checked like a published one."""
+    """Import an artifact that was downloaded as an archive; checked like a published one.
+
+    Pretrained weights that are not here are fetched; `weights-coming` says to import again then.
+    """
     folder = services.settings.data_dir / "uploads"
     async with receive(request, folder, _MAX_ARCHIVE_BYTES) as upload:
         artifact = await run_in_threadpool(unpack_artifact, services.blobs, upload.path)
     # Loaded before it is published: the golden outputs must be reproduced.
-    await services.inference.load(artifact.digest)
+    try:
+        await services.inference.load(artifact.digest)
+    except WeightsUnavailable:
+        await services.missing_weights.fetch(artifact.digest, caller.project)
+        raise
     new = _new_version(caller.project, name, artifact)
     body = await run_in_threadpool(_publish, services, new, idempotency_key)
     response.headers["Location"] = f"/v1/models/{name}/versions/{body.version}"

@@ -76,6 +76,7 @@ NOT_BY_NAME = frozenset(
         "engine",
         "engine_record",
         "engine_wish",
+        "missing_weights",
         "feedback",
         "feedback_delete",
         "gate",

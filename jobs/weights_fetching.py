@@ -1,0 +1,25 @@
+"""Queues the fetching of pretrained weights: asked for, or missed where they were once."""
+
+from __future__ import annotations
+
+import uuid_utils.compat as uuids
+from sqlalchemy import Connection
+
+from jobs.store import jobs
+
+TYPE = "download"
+
+
+def queue(connection: Connection, architecture: str, weights: str, project: str) -> None:
+    """Queue the fetching of weights, unless it is queued or running.
+
+    Args:
+        connection: In a writing transaction.
+        architecture: torchvision's builder of the backbone.
+        weights: Name of the weights in the catalogue.
+        project: Who asked.
+    """
+    spec = {"architecture": architecture, "weights": weights}
+    if all(job.spec != spec for job in jobs.unfinished_of_type(connection, TYPE)):
+        new = jobs.NewJob(id=f"job_{uuids.uuid7().hex}", type=TYPE, spec=spec, project=project)
+        jobs.accept(connection, new)
