@@ -32,6 +32,7 @@ log = logging.getLogger("graft.http")
 _NOT_STARTED = 3  # as uvicorn's own status
 _LINGER_SECONDS = 5.0  # in which what was refused may still be sent, so that the answer is seen
 _LINGER_BYTES = 8 << 20
+_CHECKED_AT_ONCE = 16
 
 _LATE_HEAD = Refusal(408, "request-timeout", "the head of the request took too long")
 _LATE_BODY = Refusal(408, "request-timeout", "the body of the request came too slowly")
@@ -123,8 +124,10 @@ class Listener:
     async def check(self) -> None:
         """End the waits that are over; called about once a second."""
         now = time.monotonic()
-        for connection in list(self._connections):
+        for number, connection in enumerate(list(self._connections)):
             connection.check(now)
+            if number % _CHECKED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # ending hundreds of waits takes a while
 
 
 class WatchedConnection(H11Protocol):
@@ -184,8 +187,9 @@ class WatchedConnection(H11Protocol):
         self._earn(len(data))
         if self._answered_at is not None:
             self._lingered_bytes += len(data)
-        super().data_received(data)
-        self._note_state()
+        if parsed := self.conn.gather(data):  # hundreds of clients may drip bytes
+            super().data_received(parsed)
+            self._note_state()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of this one's body."""

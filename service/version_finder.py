@@ -1,9 +1,10 @@
-"""Which version a reference means now: remembered for as long as nobody commits anything.
+"""Which version a reference means now: remembered for as long as no model changes.
 
 A prediction asks this every time, and its statements cost more than all else that the api does for
 it. The database tells for much less whether any other connection, of whatever process, has
 committed since it was asked last (`jobs.store.last_commit`): while none has, what was read is still
-true. A promotion is therefore seen by the first request behind it, as without the memory.
+true. If one has, perhaps by a heartbeat, a number tells whether models changed. A promotion is
+therefore seen by the first request behind it, as without the memory.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class VersionFinder:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._as_of: Commit = None  # what the following is true of
+        self._as_of: Commit = None
+        self._changes = 0  # read behind it: what the following is true of
         self._remembered: dict[_Key, Version] = {}
         self._absent: set[_Key] = set()
         self._reading: dict[_Key, asyncio.Task[Version]] = {}
@@ -83,10 +85,19 @@ class VersionFinder:
     async def _is_as_of_now(self) -> bool:
         """Forget what a commit may have changed; tell whether anything may be remembered."""
         as_of = await self._last_commit()
-        if as_of is None or as_of != self._as_of:
+        if as_of is None:
+            return False
+        if as_of != self._as_of:
+            changes = await run_in_threadpool(self._read_changes)
+            if changes != self._changes:
+                self._changes = changes
+                self._remembered, self._absent, self._reading = {}, set(), {}
             self._as_of = as_of
-            self._remembered, self._absent, self._reading = {}, set(), {}
-        return as_of is not None
+        return True
+
+    def _read_changes(self) -> int:
+        with self._database.read() as connection:
+            return models.changes(connection)
 
     async def _last_commit(self) -> Commit:
         """Ask the database; a server in a thread, and once for all that wait for its answer."""
@@ -103,7 +114,7 @@ class VersionFinder:
     async def _read_and_remember(self, key: _Key, remembered: dict[_Key, Version]) -> Version:
         project, reference = key
         version = await run_in_threadpool(self.read, reference, project)
-        # Read behind `_as_of`: at least as new. If it is newer, so is the next `last_commit`
+        # Read behind `_changes`: at least as new. If it is newer, so are the next ones
         if len(version.classes) <= _MOST_CLASSES:
             if len(remembered) >= _MOST_REMEMBERED:
                 del remembered[next(iter(remembered))]

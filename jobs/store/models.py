@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, and_, delete, func, insert, select, upda
 
 from jobs.errors import AliasConflict, AliasReserved, ModelNotFound, VersionInUse, VersionNotFound
 from jobs.store.database import utc_now
-from jobs.store.tables import model_aliases, model_versions, models
+from jobs.store.tables import model_aliases, model_changes, model_versions, models
 
 DEFAULT_ALIAS = "default"
 LATEST_ALIAS = "latest"  # read-only: always the highest version
@@ -83,6 +83,7 @@ def publish(connection: Connection, new: NewVersion, *, promote: bool) -> Versio
         .values(version=number, created_at=utc_now(), **vars(new))
         .returning(*model_versions.c)
     ).one()
+    _count_change(connection)
     aliases = aliases_of(connection, new.name, new.project)
     if promote or DEFAULT_ALIAS not in aliases:
         _point(connection, new.name, DEFAULT_ALIAS, number, new.project)
@@ -299,6 +300,7 @@ def remove_alias(connection: Connection, name: str, alias: str, project: str) ->
             model_aliases.c.alias == alias,
         )
     )
+    _count_change(connection)
 
 
 def remove_version(connection: Connection, name: str, number: int, project: str) -> None:
@@ -318,6 +320,7 @@ def remove_version(connection: Connection, name: str, number: int, project: str)
             model_versions.c.version == number,
         )
     )
+    _count_change(connection)
 
 
 def remove(connection: Connection, name: str, project: str) -> None:
@@ -330,6 +333,7 @@ def remove(connection: Connection, name: str, project: str) -> None:
         .where(models.c.project == project, models.c.name == name)
         .values(deleted=True)
     )
+    _count_change(connection)
 
 
 def _point(connection: Connection, name: str, alias: str, number: int, project: str) -> None:
@@ -338,3 +342,15 @@ def _point(connection: Connection, name: str, alias: str, number: int, project: 
         delete(model_aliases).where(*(model_aliases.c[k] == v for k, v in key.items()))
     )
     connection.execute(insert(model_aliases).values(version=number, updated_at=utc_now(), **key))
+    _count_change(connection)
+
+
+def changes(connection: Connection) -> int:
+    """Return a number that is another one after any change of a version or an alias."""
+    return connection.scalar(select(model_changes.c.number)) or 0
+
+
+def _count_change(connection: Connection) -> None:
+    counted = update(model_changes).values(number=model_changes.c.number + 1)
+    if connection.execute(counted).rowcount == 0:  # writers take turns: nobody else inserts it
+        connection.execute(insert(model_changes).values(id=1, number=1))

@@ -174,6 +174,14 @@ model_aliases = Table(
     Column("updated_at", UtcTime, nullable=False),
 )
 
+#: One row, or none before the first change; what is remembered of models is true while it stays.
+model_changes = Table(
+    "model_changes",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False),
+)
+
 feedback = Table(
     "feedback",
     metadata,

@@ -14,10 +14,12 @@ from pathlib import Path
 import httpx2
 import pytest
 import uvicorn
+from sqlalchemy import Connection
 
 from jobs.errors import ModelNotFound
-from jobs.store import models
+from jobs.store import jobs, models
 from jobs.store.database import Database
+from jobs.store.jobs import NewJob
 from jobs.store.tables import DEFAULT_PROJECT
 from models_cache.errors import InferenceUnavailable
 from service.app import create_app
@@ -128,6 +130,46 @@ def test_requests_at_once_share_a_look_and_one_that_goes_takes_it_from_nobody(
         assert looks == ["pets", "cats"]
 
     asyncio.run(story())
+
+
+def test_what_is_remembered_outlives_commits_that_change_no_model(database: Database) -> None:
+    publish(database, "pets")
+    finder = VersionFinder(database)
+
+    async def story() -> None:
+        known = await finder.find("pets", DEFAULT_PROJECT)
+        for turn in range(3):
+            with database.write() as connection:
+                new = NewJob(id=f"job_{turn}", type="download", spec={}, project=DEFAULT_PROJECT)
+                jobs.accept(connection, new)
+            assert await finder.find("pets", DEFAULT_PROJECT) is known
+
+    asyncio.run(story())
+
+
+def test_every_change_of_a_model_is_counted(database: Database) -> None:
+    for _ in range(3):
+        publish(database, "pets")
+    changes: list[Callable[[Connection], object]] = [
+        lambda c: models.set_alias(c, "pets", "x", 2, project=DEFAULT_PROJECT),
+        lambda c: models.set_alias(c, "pets", "x", 1, project=DEFAULT_PROJECT),
+        lambda c: models.remove_alias(c, "pets", "x", DEFAULT_PROJECT),
+        lambda c: models.remove_version(c, "pets", 1, DEFAULT_PROJECT),
+        lambda c: models.remove(c, "pets", DEFAULT_PROJECT),
+    ]
+    counted = [count(database)]
+    for change in changes:
+        with database.write() as connection:
+            change(connection)
+        counted.append(count(database))
+    publish(database, "pets")
+    counted.append(count(database))
+    assert counted == sorted(set(counted))
+
+
+def count(database: Database) -> int:
+    with database.read() as connection:
+        return models.changes(connection)
 
 
 def test_a_candidate_is_found_as_soon_as_there_is_one(database: Database) -> None:
