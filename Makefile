@@ -9,6 +9,8 @@ TORCH_PIN ?= 'torch>=2.10' 'torchvision>=0.25'
 STAMP := $(VENV)/.installed-$(shell cat requirements/dev.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 # More than two cores need: tests wait for processes as often as they compute
 PYTEST_WORKERS ?= 3
+# In the order of their folders: long acceptance tests begin early, short unit tests fill the end
+IN_PARALLEL = -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder
 # Real photographs and weights, and where benchmarks of a GPU write their figures
 SHARED ?= ../shared
 REAL_DATA = --archive $(SHARED)/data/hymenoptera.zip --weights $(SHARED)/weights
@@ -49,16 +51,16 @@ format: install ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 test: install ## Run the tests (those of the real images need ../shared)
-	$(BIN)/pytest -m "not gpu" -n $(PYTEST_WORKERS) --dist loadfile
+	$(BIN)/pytest -m "not gpu" $(IN_PARALLEL)
 
 test-postgres: install ## Run the tests that have a database, on a real PostgreSQL server
-	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "database and not one_database and not gpu" -n $(PYTEST_WORKERS) --dist loadfile
+	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "database and not one_database and not gpu" $(IN_PARALLEL)
 
 gpu: install ## Run the tests that need a CUDA device; without one they fail, and say so
 	GRAFT_REQUIRE_GPU=1 $(BIN)/pytest -m gpu tests/gpu
 
 cover: install ## Run the tests with branch coverage
-	$(BIN)/pytest -m "not gpu" -n $(PYTEST_WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered
+	$(BIN)/pytest -m "not gpu" $(IN_PARALLEL) --cov --cov-report=term-missing:skip-covered
 
 bench: install ## Print ratios measured side by side; needs ../shared
 	$(BIN)/python benchmarks/head_vs_tutorial.py $(REAL_DATA)
@@ -78,7 +80,7 @@ soak: install ## Kill processes at random (KILLS=200), strike every fault point,
 	GRAFT_TEST_SCHEMA_EXAMPLES=$${EXAMPLES:-200} $(BIN)/pytest -m "not gpu" tests/abuse/test_schemathesis.py -s
 	GRAFT_TEST_STRUCTURES=$${STRUCTURES:-20000} $(BIN)/pytest tests/abuse/test_structures.py -s
 	GRAFT_TEST_IMAGES=api,worker-cpu,worker-cuda $(BIN)/pytest tests/integration/test_image_build.py
-	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "one_database and not gpu" -n $(PYTEST_WORKERS) --dist loadfile
+	GRAFT_TEST_DATABASE=postgresql $(BIN)/pytest -m "one_database and not gpu" $(IN_PARALLEL)
 
 mutants: install ## Make seeded mistakes one by one; the tests must notice each
 	$(BIN)/python -m tests.faults.mutants

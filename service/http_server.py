@@ -16,6 +16,7 @@ import struct
 import termios
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import h11
@@ -32,7 +33,6 @@ log = logging.getLogger("graft.http")
 _NOT_STARTED = 3  # as uvicorn's own status
 _LINGER_SECONDS = 5.0  # in which what was refused may still be sent, so that the answer is seen
 _LINGER_BYTES = 8 << 20
-_CHECKED_AT_ONCE = 16
 
 _LATE_HEAD = Refusal(408, "request-timeout", "the head of the request took too long")
 _LATE_BODY = Refusal(408, "request-timeout", "the body of the request came too slowly")
@@ -124,9 +124,8 @@ class Listener:
     async def check(self) -> None:
         """End the waits that are over; called about once a second."""
         now = time.monotonic()
-        for number, connection in enumerate(list(self._connections)):
-            connection.check(now)
-            if number % _CHECKED_AT_ONCE == 0:
+        for connection in list(self._connections):
+            if connection.check(now):
                 await asyncio.sleep(0)  # ending hundreds of waits takes a while
 
 
@@ -202,8 +201,8 @@ class WatchedConnection(H11Protocol):
 
     # -- ending waits ------------------------------------------------------------------------
 
-    def check(self, now: float) -> None:
-        """End the wait for this client if it has lasted too long.
+    def check(self, now: float) -> bool:
+        """End the wait for this client if it has lasted too long; tell whether it had.
 
         Args:
             now: Of the monotonic clock.
@@ -220,13 +219,14 @@ class WatchedConnection(H11Protocol):
                 self.refuse(_LATE_BODY)
         elif self._head_since is not None and now - self._head_since > self._limits.head_seconds:
             self.refuse(_LATE_HEAD)
+        return self.transport.is_closing()
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer with a problem document, if nothing was answered yet, and close."""
         log.info("%s: %s", refusal.code, refusal.detail)
         may_answer = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
         if may_answer and not self.transport.is_closing():
-            self.transport.write(self._problem(refusal))
+            self.transport.write(_answer_of(refusal))
         self.drop()
 
     def drop(self) -> None:
@@ -236,32 +236,6 @@ class WatchedConnection(H11Protocol):
             self.cycle.message_event.set()
         self._unset_keepalive_if_required()
         self.transport.close()
-
-    def _problem(self, refusal: Refusal) -> bytes:
-        body = json.dumps(
-            {
-                "type": f"/problems/{refusal.code}",
-                "title": refusal.code.replace("-", " ").capitalize(),
-                "status": refusal.status,
-                "detail": refusal.detail,
-                "instance": "",
-                "code": refusal.code,
-                "errors": [],
-                "request_id": None,
-            }
-        ).encode()
-        headers = [
-            ("content-type", "application/problem+json"),
-            ("content-length", str(len(body))),
-            ("x-content-type-options", "nosniff"),
-            ("connection", "close"),
-        ]
-        if refusal.status == _FULL.status:
-            headers.append(("retry-after", "2"))
-        reason = STATUS_PHRASES[refusal.status]
-        head = h11.Response(status_code=refusal.status, headers=headers, reason=reason)
-        events = (head, h11.Data(data=body), h11.EndOfMessage())
-        return b"".join(self.conn.send(event) or b"" for event in events)
 
     def _note_state(self) -> None:
         now = time.monotonic()
@@ -312,3 +286,30 @@ class WatchedConnection(H11Protocol):
     def _has_lost_patience(self, seconds: float) -> bool:
         self._patience_seconds -= seconds
         return self._patience_seconds < 0
+
+
+@cache
+def _answer_of(refusal: Refusal) -> bytes:
+    """Return an answer that closes the connection; hundreds may be refused at once."""
+    body = json.dumps(
+        {
+            "type": f"/problems/{refusal.code}",
+            "title": refusal.code.replace("-", " ").capitalize(),
+            "status": refusal.status,
+            "detail": refusal.detail,
+            "instance": "",
+            "code": refusal.code,
+            "errors": [],
+            "request_id": None,
+        }
+    ).encode()
+    head = [
+        b"HTTP/1.1 %d %s" % (refusal.status, STATUS_PHRASES[refusal.status]),
+        b"Content-Type: application/problem+json",
+        b"Content-Length: %d" % len(body),
+        b"X-Content-Type-Options: nosniff",
+        b"Connection: close",
+    ]
+    if refusal.status == _FULL.status:
+        head.append(b"Retry-After: 2")
+    return b"\r\n".join([*head, b"", body])

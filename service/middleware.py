@@ -12,11 +12,12 @@ from typing import Any
 
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from jobs.keys import holds_key, without_keys
 from models_cache import logs
 from service.errors import TooManyUploads
-from service.problems import GONE_STATUS, error_answer
+from service.problems import GONE_STATUS, error_answer, status_of
 
 log = logging.getLogger("graft.access")
 
@@ -79,7 +80,8 @@ class UploadLimit:
 
     Args:
         app: What handles requests.
-        most: How many; the next one gets `TooManyUploads` from its first `receive`.
+        most: How many; the next one is refused before the application hears of it, or, if many
+            begin at once, by `TooManyUploads` from its first `receive`.
     """
 
     def __init__(self, app: Application, most: int) -> None:
@@ -92,11 +94,16 @@ class UploadLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_counted = False
+        first, is_counted = None, False
+        if self._arriving >= self._most and _brings_body(scope):
+            first = await receive()
+            if first.get("more_body", False):
+                await _refusal_of(scope, TooManyUploads(self._most))(scope, receive, send)
+                return
 
         async def receiving() -> Message:
-            nonlocal is_counted
-            message = await receive()
+            nonlocal first, is_counted
+            message, first = first or await receive(), None
             is_arriving = message.get("more_body", False)
             if is_arriving and not is_counted and self._arriving >= self._most:
                 raise TooManyUploads(self._most)
@@ -108,6 +115,14 @@ class UploadLimit:
             await self._app(scope, receiving, send)
         finally:
             self._arriving -= is_counted
+
+
+def _brings_body(scope: Scope) -> bool:
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+
+
+def _refusal_of(scope: Scope, error: TooManyUploads) -> Response:
+    return error_answer(Request(scope), status_of(type(error)), error.code, str(error), [])
 
 
 class BrowserGuard:

@@ -45,6 +45,7 @@ _ONE_DATABASE_IS_ENOUGH = frozenset(
         "test_arrays",
         "test_auto",
         "test_backup",
+        "test_batch_predict",
         "test_command_line",
         "test_compose",
         "test_data_doctor",
