@@ -1,9 +1,11 @@
 """Healthy requests beside 500 slow connections: their p99, as a ratio to that without.
 
-`python benchmarks/slow_connections.py [--json FILE]`. A third of the slow ones says nothing, a
-third sends a head and a third a body, a byte each half second; those that are closed come again.
-They are in a process of their own. Healthy requests are sent on a fixed schedule, so that a slow
-answer delays no later request.
+`python benchmarks/slow_connections.py [--rounds N] [--in-step] [--json FILE]`. A third of the slow
+ones says nothing, a third sends a head and a third a body, a byte each half second; those that are
+closed come again half a second later. Each begins at a time of its own within a step, or all at
+once (`--in-step`), as an attacker's would. They are in a process of their own. Healthy requests are
+sent on a fixed schedule, so that a slow answer delays no later request. Rounds without and with the
+slow ones take turns; the ratio is that of the medians of their p99.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from service.free_port import free_port
 
@@ -29,6 +32,7 @@ _RATE = 40.0  # healthy requests per second
 _SECONDS = 15.0
 _STEP_SECONDS = 0.5
 _CONNECTED_SECONDS = 4.0  # until all are there
+_GONE_SECONDS = 2.0
 _HEALTHY = b"GET /v1/jobs?limit=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 _STARTS = (
     b"",
@@ -130,36 +134,57 @@ async def healthy(port: int) -> Healthy:
     return Healthy(seconds, failed)
 
 
-async def all_slow(port: int) -> None:
+async def all_slow(port: int, spread_seconds: float) -> None:
     """Be every slow client, until killed."""
-    await asyncio.gather(*(slow(port, _STARTS[i % len(_STARTS)]) for i in range(_SLOW)))
+
+    async def begin(number: int) -> None:
+        await asyncio.sleep(spread_seconds * number / _SLOW)
+        await slow(port, _STARTS[number % len(_STARTS)])
+
+    await asyncio.gather(*map(begin, range(_SLOW)))
 
 
-def measure(port: int) -> tuple[Healthy, Healthy]:
-    """Return what healthy clients see without and with slow ones."""
+def measure(port: int, rounds: int, spread_seconds: float) -> tuple[list[Healthy], list[Healthy]]:
+    """Return what healthy clients see without and with slow ones, in each round."""
     asyncio.run(healthy(port))  # warm
-    alone = asyncio.run(healthy(port))
-    others = subprocess.Popen([sys.executable, __file__, "--slow", str(port)])
-    try:
-        time.sleep(_CONNECTED_SECONDS)
-        return alone, asyncio.run(healthy(port))
-    finally:
-        others.kill()
-        others.wait()
+    alone, beside = [], []
+    for _ in range(rounds):
+        alone.append(asyncio.run(healthy(port)))
+        command = [sys.executable, __file__, "--slow", str(port), str(spread_seconds)]
+        others = subprocess.Popen(command)
+        try:
+            time.sleep(_CONNECTED_SECONDS)
+            beside.append(asyncio.run(healthy(port)))
+        finally:
+            others.kill()
+            others.wait()
+        time.sleep(_GONE_SECONDS)
+    return alone, beside
+
+
+def p99_of(rounds: list[Healthy]) -> float:
+    """Return the median of the rounds, in seconds."""
+    return median(each.p99_seconds for each in rounds)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--slow", type=int, help=argparse.SUPPRESS)  # port; for its own child
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--in-step", action="store_true", help="all slow clients move at once")
+    parser.add_argument("--slow", nargs=2, help=argparse.SUPPRESS)  # for its own child
     arguments = parser.parse_args()
     if arguments.slow is not None:
-        asyncio.run(all_slow(arguments.slow))
+        port_text, spread_text = arguments.slow
+        asyncio.run(all_slow(int(port_text), float(spread_text)))
     with running_api() as port:
-        alone, beside = measure(port)
-    ratio = beside.p99_seconds / alone.p99_seconds
-    print(f"p99 alone {alone.p99_seconds * 1e3:.1f} ms, beside {beside.p99_seconds * 1e3:.1f} ms")
+        spread_seconds = 0.0 if arguments.in_step else _STEP_SECONDS
+        alone, beside = measure(port, arguments.rounds, spread_seconds)
+    for before, with_them in zip(alone, beside, strict=True):
+        seen = (before.p99_seconds * 1e3, with_them.p99_seconds * 1e3)
+        print("p99 alone {:.1f} ms, beside {:.1f} ms".format(*seen))
+    ratio, failed = p99_of(beside) / p99_of(alone), sum(each.failed for each in beside)
     records = [
         {
             "name": "slow-connections",
@@ -169,9 +194,9 @@ def main() -> None:
         },
         {
             "name": "slow-connections-refused",
-            "value": beside.failed,
+            "value": failed,
             "target": "0",
-            "ok": beside.failed == 0,
+            "ok": failed == 0,
         },
     ]
     text = json.dumps(records, indent=1)

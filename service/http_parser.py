@@ -7,6 +7,8 @@ parsed one by one: `gather` keeps them.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import h11
@@ -29,11 +31,13 @@ class Refusal:
         status: Of the answer.
         code: Stable, kebab-case.
         detail: A sentence that says what to do.
+        lingers: Whether an honest client is sending, and reads no answer before it has sent.
     """
 
     status: int
     code: str
     detail: str
+    lingers: bool = False
 
 
 MALFORMED = Refusal(400, "malformed-request", "this is no well-formed HTTP/1.1 request")
@@ -55,16 +59,21 @@ _LONG_TARGET = Refusal(
 
 
 class RequestParser(h11.Connection):
-    """The parser of one connection; `refusal` says why `next_event` raised."""
+    """The parser of one connection; `refusal` says why `next_event` raised.
 
-    def __init__(self) -> None:
+    Args:
+        refusal_of_uploads: Says whether there are too many already, at the head of one more.
+    """
+
+    def __init__(self, refusal_of_uploads: Callable[[], Refusal | None] = lambda: None) -> None:
         super().__init__(h11.SERVER, MAX_HEAD_BYTES)
+        self._refusal_of_uploads = refusal_of_uploads
         self.refusal = MALFORMED
         self._in_head = True
         self._head_has_begun = False
         self._chunks = 0
         self._body_bytes = 0
-        self._declared_bytes: int | None = None  # of the body
+        self._coming_bytes = 0.0  # of the body
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         #: Of answers, whether they have left or not.
@@ -75,6 +84,11 @@ class RequestParser(h11.Connection):
         data = super().send(event)
         self.sent_bytes += len(data or b"")
         return data
+
+    @property
+    def is_upload(self) -> bool:
+        """Whether a body is arriving that is too long to be kept here until it is complete."""
+        return self.their_state is h11.SEND_BODY and self._coming_bytes > _MOST_WAITING_BYTES
 
     def gather(self, data: bytes) -> bytes:
         """Keep back pieces that complete nothing; return what is to be parsed now, or nothing.
@@ -93,9 +107,9 @@ class RequestParser(h11.Connection):
 
     def _may_complete(self, waiting_bytes: int, data: bytes) -> bool:
         if self.their_state is h11.SEND_BODY:
-            if self._declared_bytes is not None:
-                return self._body_bytes + waiting_bytes >= self._declared_bytes
-            return b"\n" in data
+            if self._coming_bytes == math.inf:
+                return b"\n" in data
+            return self._body_bytes + waiting_bytes >= self._coming_bytes
         return not self._head_has_begun or self.their_state is not h11.IDLE or b"\n" in data
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
@@ -111,10 +125,7 @@ class RequestParser(h11.Connection):
                 self.refusal = self._too_long()
             raise
         if isinstance(event, h11.Request):
-            self._in_head = self._head_has_begun = False
-            self._chunks = self._body_bytes = 0
-            self._refuse_if(_head_fault(event))
-            self._declared_bytes = _declared_bytes(event)
+            self._begin(event)
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._body_bytes += len(event.data)
@@ -125,6 +136,14 @@ class RequestParser(h11.Connection):
         elif event is h11.NEED_DATA:
             self._head_has_begun = self._in_head and bool(self.trailing_data[0])
         return event
+
+    def _begin(self, request: h11.Request) -> None:
+        self._in_head = self._head_has_begun = False
+        self._chunks = self._body_bytes = 0
+        self._refuse_if(_head_fault(request))
+        self._coming_bytes = _coming_bytes(request)
+        if self.is_upload:
+            self._refuse_if(self._refusal_of_uploads())
 
     def _too_long(self) -> Refusal:
         if not self._in_head:
@@ -137,9 +156,10 @@ class RequestParser(h11.Connection):
             raise h11.RemoteProtocolError(refusal.detail, refusal.status)
 
 
-def _declared_bytes(request: h11.Request) -> int | None:
-    found = [value for name, value in request.headers if name == b"content-length"]
-    return int(found[0]) if found else None  # h11 has made one number of several equal ones
+def _coming_bytes(request: h11.Request) -> float:
+    """Return the length of the body, infinity if it comes in chunks."""
+    said = dict(request.headers)  # h11 has made one of several equal lengths
+    return math.inf if b"transfer-encoding" in said else float(said.get(b"content-length", 0))
 
 
 def _head_fault(request: h11.Request) -> Refusal | None:

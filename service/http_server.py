@@ -17,6 +17,7 @@ import termios
 import time
 from collections.abc import Sequence
 from functools import cache
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -25,6 +26,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, Request
 from uvicorn.server import ServerState
 
 from service.connection_limits import ConnectionLimits
+from service.errors import TooManyUploads
 from service.http_parser import Refusal, RequestParser
 from service.middleware import Application
 
@@ -93,6 +95,10 @@ class Listener:
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self._connections: dict[WatchedConnection, None] = {}
+        self._uploading: set[WatchedConnection] = set()
+        self._too_many_uploads = Refusal(
+            503, TooManyUploads.code, str(TooManyUploads(limits.uploads)), lingers=True
+        )
 
     def protocol(
         self,
@@ -120,6 +126,16 @@ class Listener:
     def closed(self, connection: WatchedConnection) -> None:
         """Forget a connection."""
         self._connections.pop(connection, None)
+        self._uploading.discard(connection)
+
+    def uploads(self, connection: WatchedConnection, *, is_upload: bool) -> None:
+        """Note whether a body is arriving over a connection: the application keeps it in a file."""
+        (self._uploading.add if is_upload else self._uploading.discard)(connection)
+
+    def refusal_of_uploads(self, but_for: WatchedConnection | None = None) -> Refusal | None:
+        """Return why no more may begin now, or why this one may not go on beside the others."""
+        is_free = but_for in self._uploading or len(self._uploading) < self.limits.uploads
+        return None if is_free else self._too_many_uploads
 
     async def check(self) -> None:
         """End the waits that are over; called about once a second."""
@@ -144,7 +160,7 @@ class WatchedConnection(H11Protocol):
         loop: asyncio.AbstractEventLoop | None,
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
-        self.conn = RequestParser()
+        self.conn = RequestParser(listener.refusal_of_uploads)
         self._listener = listener
         self._limits = listener.limits
         self._checked = time.monotonic()
@@ -153,6 +169,8 @@ class WatchedConnection(H11Protocol):
         self._read_bytes = 0  # of the answers, by the client's kernel
         self._lingered_bytes = 0
         self._answered_at: float | None = None
+        self._is_deaf = False  # to what comes behind an answer
+        self._was_incomplete = False  # the body, at the last check
         #: Since when there is no request, None while there is one.
         self.waiting_since: float | None = self._checked
 
@@ -186,6 +204,8 @@ class WatchedConnection(H11Protocol):
         self._earn(len(data))
         if self._answered_at is not None:
             self._lingered_bytes += len(data)
+        if self._is_deaf:
+            return
         if parsed := self.conn.gather(data):  # hundreds of clients may drip bytes
             super().data_received(parsed)
             self._note_state()
@@ -217,6 +237,9 @@ class WatchedConnection(H11Protocol):
         elif self.conn.their_state is h11.SEND_BODY:
             if not self.flow.read_paused and self._has_lost_patience(seconds):
                 self.refuse(_LATE_BODY)
+            elif self._was_incomplete:
+                self._count_as_upload()
+            self._was_incomplete = True
         elif self._head_since is not None and now - self._head_since > self._limits.head_seconds:
             self.refuse(_LATE_HEAD)
         return self.transport.is_closing()
@@ -227,17 +250,26 @@ class WatchedConnection(H11Protocol):
         may_answer = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
         if may_answer and not self.transport.is_closing():
             self.transport.write(_answer_of(refusal))
-        self.drop()
+        if refusal.lingers:
+            self._forsake()
+            self._is_deaf, self._answered_at = True, time.monotonic()
+        else:
+            self.drop()
 
     def drop(self) -> None:
         """Close the connection; a request in progress learns that its client is gone."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        self._forsake()
         self._unset_keepalive_if_required()
         self.transport.close()
 
+    def _forsake(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
     def _note_state(self) -> None:
+        if self._is_deaf:
+            return
         now = time.monotonic()
         is_answered = self.cycle is None or self.cycle.response_complete
         if not is_answered:
@@ -246,16 +278,28 @@ class WatchedConnection(H11Protocol):
             self.waiting_since = self._answered_at = None
         elif self.waiting_since is None:
             self.waiting_since = now
-        their_state = self.conn.their_state
-        if is_answered and self.cycle is not None and their_state is h11.SEND_BODY:
+        if is_answered and self.cycle is not None and self.conn.their_state is h11.SEND_BODY:
             if self._answered_at is None:
                 self._answered_at, self._lingered_bytes = now, 0
         else:
             self._answered_at = None
-        if their_state is not h11.IDLE:
+        self._listener.uploads(self, is_upload=self.conn.is_upload and not is_answered)
+        self._was_incomplete = False
+        self._note_head(now)
+
+    def _note_head(self, now: float) -> None:
+        if self.conn.their_state is not h11.IDLE:
             self._head_since = None
         elif self._head_since is None and self.conn.trailing_data[0]:
             self._head_since = now
+
+    def _count_as_upload(self) -> None:
+        """Note that even a short body arrives for a while; refuse it if many others do."""
+        refusal = self._listener.refusal_of_uploads(but_for=self)
+        if refusal is None:
+            self._listener.uploads(self, is_upload=True)
+        else:
+            self.refuse(refusal)
 
     def _check_reader(self, seconds: float) -> None:
         unsent_bytes = self.transport.get_write_buffer_size() + self._kernel_bytes()
@@ -310,6 +354,6 @@ def _answer_of(refusal: Refusal) -> bytes:
         b"X-Content-Type-Options: nosniff",
         b"Connection: close",
     ]
-    if refusal.status == _FULL.status:
+    if refusal.status == HTTPStatus.SERVICE_UNAVAILABLE:
         head.append(b"Retry-After: 2")
     return b"\r\n".join([*head, b"", body])

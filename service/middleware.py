@@ -12,12 +12,10 @@ from typing import Any
 
 import uuid_utils.compat as uuids
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 
 from jobs.keys import holds_key, without_keys
 from models_cache import logs
-from service.errors import TooManyUploads
-from service.problems import GONE_STATUS, error_answer, status_of
+from service.problems import GONE_STATUS, error_answer
 
 log = logging.getLogger("graft.access")
 
@@ -73,56 +71,6 @@ class RequestLog:
                 seconds = time.perf_counter() - started
                 _log_request(scope, status, seconds, request_id)
                 self._observe(scope, status, seconds)
-
-
-class UploadLimit:
-    """Bounds how many requests are sending their bodies at once: each holds a file open.
-
-    Args:
-        app: What handles requests.
-        most: How many; the next one is refused before the application hears of it, or, if many
-            begin at once, by `TooManyUploads` from its first `receive`.
-    """
-
-    def __init__(self, app: Application, most: int) -> None:
-        self._app = app
-        self._most = most
-        self._arriving = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        first, is_counted = None, False
-        if self._arriving >= self._most and _brings_body(scope):
-            first = await receive()
-            if first.get("more_body", False):
-                await _refusal_of(scope, TooManyUploads(self._most))(scope, receive, send)
-                return
-
-        async def receiving() -> Message:
-            nonlocal first, is_counted
-            message, first = first or await receive(), None
-            is_arriving = message.get("more_body", False)
-            if is_arriving and not is_counted and self._arriving >= self._most:
-                raise TooManyUploads(self._most)
-            self._arriving += is_arriving - is_counted
-            is_counted = is_arriving
-            return message
-
-        try:
-            await self._app(scope, receiving, send)
-        finally:
-            self._arriving -= is_counted
-
-
-def _brings_body(scope: Scope) -> bool:
-    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
-
-
-def _refusal_of(scope: Scope, error: TooManyUploads) -> Response:
-    return error_answer(Request(scope), status_of(type(error)), error.code, str(error), [])
 
 
 class BrowserGuard:

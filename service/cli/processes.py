@@ -60,7 +60,7 @@ def api() -> None:
     from service.app import create_app
     from service.connection_limits import within_open_files
     from service.http_server import run_server
-    from service.middleware import RequestLog, UploadLimit
+    from service.middleware import RequestLog
     from service.secure_answers import SecureAnswers
     from service.supervisor import MISCONFIGURED_STATUS
 
@@ -75,8 +75,7 @@ def api() -> None:
         # uvicorn raises the signal again after draining; the process shall end with status 0
         signal.signal(number, lambda *_: None)
     limits = within_open_files(settings.connection_limits)
-    answering = SecureAnswers(UploadLimit(application, limits.uploads))
-    logged = RequestLog(answering, application.state.services.metrics.saw_request)
+    logged = RequestLog(SecureAnswers(application), application.state.services.metrics.saw_request)
     _keep_what_is_loaded()
     run_server(logged, settings.host, settings.port, limits, settings.trusted_proxies)
 

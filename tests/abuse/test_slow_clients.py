@@ -30,6 +30,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.slow
 
 _UPLOAD = b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\nPK\3\4"
+_LONG_UPLOAD = _UPLOAD.replace(b"9999", b"999999")
 _TOO_MANY = "too-many-connections"
 
 
@@ -162,6 +163,27 @@ def test_who_comes_when_all_connections_are_busy_is_told_so(tmp_path: Path) -> N
         for connection in connections[8:]:
             connection.sendall(_waiting_for(dataset))
         until(lambda: _TOO_MANY in _from_another(started), 20.0)
+
+
+def test_uploads_beyond_the_bound_are_told_so_and_small_bodies_are_not(tmp_path: Path) -> None:
+    archive = images.zip_bytes(images.class_folders(per_class=20))
+    assert len(archive) > len(_LONG_UPLOAD)
+    with (
+        api(tmp_path, MAX_CONNECTIONS="16", MAX_UPLOADS="2") as started,
+        ExitStack() as stopped,
+        started.http() as http,
+    ):
+        for _ in range(2):
+            stopped.enter_context(started.connect()).sendall(_LONG_UPLOAD)
+        until(lambda: http.post("/v1/datasets", content=archive).status_code == 503, 10.0)
+        for body in (archive, iter([archive])):  # of a known length, and in chunks
+            refused = http.post("/v1/datasets", content=body)
+            assert (refused.status_code, refused.json()["code"]) == (503, "too-many-uploads")
+            assert refused.headers["retry-after"] == "2"
+        assert http.post("/v1/jobs", json={"dataset": "ds_absent"}).status_code == 404
+        assert http.get("/v1/jobs").status_code == 200
+        stopped.close()
+        until(lambda: http.post("/v1/datasets", content=archive).status_code == 202, 10.0)
 
 
 def _dataset(started: Api, connection: socket.socket) -> str:

@@ -37,8 +37,8 @@ def read(pieces: list[bytes], *, gathers: bool) -> Read:
             if data := parser.gather(piece) if gathers else piece:
                 parser.receive_data(data)
                 events += events_now(parser)
-    except h11.RemoteProtocolError as error:
-        return [], str(error).encode(), True
+    except h11.RemoteProtocolError:
+        return [], b"refused", True
     targets = [event.target for event in events if isinstance(event, h11.Request)]
     body = b"".join(event.data for event in events if isinstance(event, h11.Data))
     return targets, body, any(isinstance(event, h11.EndOfMessage) for event in events)
