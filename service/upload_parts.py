@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -94,6 +95,16 @@ def find(root: Path, upload_id: str, project: str) -> PartialUpload:
     outcome_path = folder / _OUTCOME
     outcome = Outcome(**json.loads(outcome_path.read_bytes())) if outcome_path.exists() else None
     return PartialUpload(upload_id, folder, announced, outcome)
+
+
+def announced_bytes(root: Path, project: str) -> int:
+    """Return how much the uploads of a project will hold that have not ended."""
+    ids = [path.parent.name for path in root.glob(f"*/{_ANNOUNCED}")]
+    found = []
+    for upload_id in ids:
+        with suppress(UploadNotFound):  # of another project, or ended meanwhile
+            found.append(find(root, upload_id, project))
+    return sum(upload.announced.size_bytes for upload in found if upload.outcome is None)
 
 
 def parts_of(upload: PartialUpload) -> dict[str, int]:

@@ -41,7 +41,7 @@ DATABASE_AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 
 _PATIENCE_SECONDS = 15.0
 _TIMEOUTS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
-_DISK_FULL = "53100"  # PostgreSQL's code
+_DISK_FULL, _SQLITE_FULL = "53100", 13  # codes of PostgreSQL and of SQLite
 _POOL_SIZE = 40  # as many as the web framework has threads: none waits for a connection
 _MIGRATION_LOCK, _WRITER_LOCK = 4711, 4712  # advisory locks, on PostgreSQL
 _SAFE_WAL_VERSION = (3, 51, 3)
@@ -188,7 +188,8 @@ class Database:
 def is_full(error: Exception) -> bool:
     """Tell whether a statement failed since the disk of the database is full."""
     original = getattr(error, "orig", None)
-    return getattr(original, "sqlstate", None) == _DISK_FULL or "full" in str(original)
+    sqlite_code = getattr(original, "sqlite_errorcode", None) or 0
+    return getattr(original, "sqlstate", None) == _DISK_FULL or sqlite_code & 0xFF == _SQLITE_FULL
 
 
 def _be_patient(connection: Connection) -> None:

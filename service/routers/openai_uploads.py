@@ -48,7 +48,8 @@ def create_upload(
     target_of(caller, body.filename)  # refused now rather than after the last part
     if body.bytes > services.settings.max_upload_bytes:
         raise BodyTooLarge(services.settings.max_upload_bytes)
-    require_room(services, caller, body.bytes)
+    begun_bytes = upload_parts.announced_bytes(_root(services), caller.project)
+    require_room(services, caller, begun_bytes + body.bytes)
     announced = Announced(caller.project, body.filename, body.bytes, int(time.time()))
     upload = upload_parts.begin(_root(services), new_id("upload"), announced)
     return upload_object(upload, None)

@@ -77,7 +77,26 @@ def test_a_project_has_so_many_data_sets_jobs_and_bytes(api: Api) -> None:
         assert client.post("/v1/datasets", content=ARCHIVE).status_code == 202
 
 
-UPLOAD = {"purpose": "fine-tune", "filename": "a.zip", "bytes": 4, "mime_type": "application/zip"}
+def test_what_uploads_in_parts_announce_counts_until_they_end(api: Api) -> None:
+    limits = Limits(stored_bytes=3 * UPLOAD["bytes"] - 1)
+    with (
+        api.client(api.key("parts", limits=limits).secret) as client,
+        api.client(api.key("others").secret) as others,
+    ):
+        assert others.post("/v1/uploads", json=UPLOAD).status_code == 200
+        first, _ = (client.post("/v1/uploads", json=UPLOAD).json() for _ in range(2))
+        third = client.post("/v1/uploads", json=UPLOAD)
+        assert (third.status_code, third.json()["error"]["code"]) == (429, "quota-exceeded")
+        assert client.post(f"/v1/uploads/{first['id']}/cancel").status_code == 200
+        assert client.post("/v1/uploads", json=UPLOAD).status_code == 200
+
+
+UPLOAD: dict[str, Any] = {
+    "purpose": "fine-tune",
+    "filename": "a.zip",
+    "bytes": 4,
+    "mime_type": "application/zip",
+}
 
 
 def stored_bytes(connection: Any, things: Things) -> int:  # noqa: ANN401 - a connection
