@@ -164,12 +164,12 @@ def put(connection: Connection, webhook: Webhook, event: str, body: str) -> None
     )
 
 
-def is_due(connection: Connection) -> bool:
+def is_due(connection: Connection, most_of_a_project: int) -> bool:
     """Tell, without a lock, whether `claim` would find something."""
-    return bool(connection.scalar(select(exists().where(_due(utc_now())))))
+    return bool(connection.scalar(select(exists().where(_due(utc_now(), most_of_a_project)))))
 
 
-def claim(connection: Connection, lease: timedelta) -> Claim | None:
+def claim(connection: Connection, lease: timedelta, most_of_a_project: int) -> Claim | None:
     """Take the message that is due for longest; of a receiver one at a time.
 
     The attempt is counted and logged before it is made, so that one which kills its sender is
@@ -178,12 +178,13 @@ def claim(connection: Connection, lease: timedelta) -> Claim | None:
     Args:
         connection: In a writing transaction.
         lease: How long nobody else takes it.
+        most_of_a_project: How many of one may be taken at the same time.
     """
     now, token = utc_now(), uuids.uuid4().hex
     row = connection.execute(
         select(webhook_deliveries, webhooks.c.url, webhooks.c.secret)
         .join(webhooks, webhooks.c.job_id == webhook_deliveries.c.job_id)
-        .where(_due(now))
+        .where(_due(now, most_of_a_project))
         .order_by(webhook_deliveries.c.next_at, webhook_deliveries.c.id)
         .limit(1)
     ).one_or_none()
@@ -314,16 +315,20 @@ def count_by_status(connection: Connection) -> dict[Status, int]:
     return {status: found.get(status, 0) for status in STATUSES}
 
 
-def _due(now: datetime) -> ColumnElement[bool]:
-    """Pending, its time has come, and nobody is sending anything of its project to its receiver."""
+def _due(now: datetime, most_of_a_project: int) -> ColumnElement[bool]:
+    """Pending, its time has come, and little enough of its project is being sent.
+
+    To its receiver, nothing.
+    """
     other = webhook_deliveries.alias()
-    busy = exists().where(
-        other.c.project == webhook_deliveries.c.project,
-        other.c.receiver == webhook_deliveries.c.receiver,
-        other.c.lease_until >= now,
-    )
+    taken = (other.c.project == webhook_deliveries.c.project, other.c.lease_until >= now)
+    busy = exists().where(*taken, other.c.receiver == webhook_deliveries.c.receiver)
+    taken_count = select(func.count()).select_from(other).where(*taken).scalar_subquery()
     return and_(
-        webhook_deliveries.c.status == "pending", webhook_deliveries.c.next_at <= now, ~busy
+        webhook_deliveries.c.status == "pending",
+        webhook_deliveries.c.next_at <= now,
+        ~busy,
+        taken_count < most_of_a_project,
     )
 
 

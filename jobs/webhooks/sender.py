@@ -46,11 +46,13 @@ class SenderLimits:
         first_wait_seconds: Before the second attempt; each further one four times as long, at
             most a day, and a fifth more or less by chance.
         at_once: Messages sent at the same time, each to another receiver.
+        at_once_of_a_project: So many of them for one project, whose receivers may all hang.
     """
 
     timeout_seconds: float = 15.0
     first_wait_seconds: float = 5.0
     at_once: int = 8
+    at_once_of_a_project: int = 4
 
 
 @dataclass(frozen=True)
@@ -142,12 +144,13 @@ class WebhookSender:
         return True
 
     def _claim(self) -> Claim | None:
+        most = self._limits.at_once_of_a_project
         with self._database.read() as connection:
-            if not webhooks.is_due(connection):
+            if not webhooks.is_due(connection, most):
                 return None
         lease = timedelta(seconds=2 * self._limits.timeout_seconds)
         with self._database.write("webhook_claim") as connection:
-            return webhooks.claim(connection, lease)
+            return webhooks.claim(connection, lease, most)
 
     def _attend(self, claimed: Claim) -> None:
         """Make one attempt and note how it ended."""

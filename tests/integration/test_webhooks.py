@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import Connection, func, select
@@ -78,20 +79,28 @@ def sending(
         sender.stop()
 
 
-def end_job(database: Database, job_id: str, url: str, event: JobEvent = JobEvent.CANCEL) -> None:
+def end_job(
+    database: Database,
+    job_id: str,
+    url: str,
+    event: JobEvent = JobEvent.CANCEL,
+    project: str = DEFAULT_PROJECT,
+) -> None:
     """Have a job end for which someone is to be told."""
     with database.write() as connection:
-        end_within(connection, job_id, url, event)
+        end_within(connection, job_id, url, event, project)
 
 
 def end_within(
-    connection: Connection, job_id: str, url: str, event: JobEvent = JobEvent.CANCEL
+    connection: Connection,
+    job_id: str,
+    url: str,
+    event: JobEvent = JobEvent.CANCEL,
+    project: str = DEFAULT_PROJECT,
 ) -> None:
     spec = {"metadata": {"ticket": "7"}}
-    job = jobs.accept(
-        connection,
-        NewJob(id=job_id, type="fine_tune", spec=spec, model="m", project=DEFAULT_PROJECT),
-    )
+    new = NewJob(id=job_id, type="fine_tune", spec=spec, model="m", project=project)
+    job = jobs.accept(connection, new)
     row = Webhook(job_id, job.project, url, SECRET, read_url(url).origin)
     webhooks.register(connection, row)
     changes = {"error": {"code": "diverged", "facts": {}, "message": "so"}}
@@ -222,6 +231,23 @@ def test_a_receiver_that_hangs_delays_no_other_and_is_asked_one_at_a_time(
             assert the_delivery(database, "job_h0").attempts[0].error == webhooks.UNKNOWN
 
 
+def test_a_project_whose_receivers_all_hang_delays_no_other(
+    database: Database, hook: Receiver
+) -> None:
+    hook.plan.hanging = {"/hang"}
+    port = urlsplit(hook.url()).port
+    with receiver() as other:
+        for number in range(10):
+            url = f"http://r{number}.test:{port}/hang"
+            end_job(database, f"job_h{number}", url, project="loud")
+        end_job(database, "job_other", other.url(), project="quiet")
+        here = [ip_address("127.0.0.1")]
+        with sending(database, resolve=lambda _host, _port: here):
+            assert ended(database, "job_other").status == "delivered"
+            taken = [the_delivery(database, f"job_h{number}").attempts for number in range(10)]
+            assert len([attempts for attempts in taken if attempts]) == FAST.at_once_of_a_project
+
+
 def test_several_senders_send_each_message_once_in_the_order_of_the_ends(
     database: Database, hook: Receiver
 ) -> None:
@@ -240,9 +266,9 @@ def test_an_attempt_whose_sender_vanished_is_made_again_after_its_lease(
 ) -> None:
     end_job(database, "job_1", hook.url())
     with database.write() as connection:
-        lost = webhooks.claim(connection, timedelta(seconds=0.3))
+        lost = webhooks.claim(connection, timedelta(seconds=0.3), 4)
         assert lost is not None
-        assert webhooks.claim(connection, timedelta(seconds=60)) is None
+        assert webhooks.claim(connection, timedelta(seconds=60), 4) is None
     with sending(database):
         delivery = ended(database, "job_1")
     assert [a.error for a in delivery.attempts] == [webhooks.UNKNOWN, None]
@@ -258,7 +284,7 @@ def test_a_message_that_takes_its_sender_down_each_time_ends(
     end_job(database, "job_1", hook.url())
     for _ in range(webhooks.MOST_TRIES):
         with database.write() as connection:
-            assert webhooks.claim(connection, timedelta(0)) is not None
+            assert webhooks.claim(connection, timedelta(0), 4) is not None
     with sending(database):
         assert ended(database, "job_1").status == "failed"
     assert hook.received == []
