@@ -63,5 +63,28 @@ def test_weights_that_no_catalogue_knows_are_named(archive: Path, tmp_path: Path
         assert "squeezenet1_1-" in str(caught.value)
 
 
+def test_weights_that_cannot_be_fetched_are_not_promised_again(
+    archive: Path, tmp_path: Path, shared: Path
+) -> None:
+    catalogue = tmp_path / "catalog.json"
+    catalogue.write_bytes((shared / "weights" / "catalog.json").read_bytes())  # and no file
+    with running(tmp_path / "data", catalogue=catalogue) as service, service.client() as other:
+
+        def refusal() -> str:
+            with pytest.raises(GraftProblem) as caught:
+                other.import_archive("moved", archive)
+            return caught.value.code
+
+        assert refusal() == "weights-coming"
+        until(lambda: _download_status(other) == "failed", 60.0)
+        assert [refusal(), refusal()] == ["weights-unavailable"] * 2
+
+
+def _download_status(graft: Graft) -> str | None:
+    [backbone] = [b for b in graft.backbones() if b["id"] == "squeezenet1_1"]
+    tried = [weights["download"] for weights in backbone["weights"] if weights["download"]]
+    return tried[0]["status"] if tried else None
+
+
 def _has_weights(graft: Graft) -> bool:
     return [found["id"] for found in graft.backbones(downloaded=True)] == ["squeezenet1_1"]
