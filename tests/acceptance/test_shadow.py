@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.shared]
 
 MODEL = "insects"
 _PATIENCE_SECONDS = 60.0
+_WRITTEN_SECONDS = 3.0  # longer than counts wait to be written
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,8 @@ def test_the_candidate_is_asked_behind_the_answer_and_compared(
     nothing = graft.shadow(MODEL)
     assert (nothing["version"], nothing["share"], nothing["comparisons"]) == (None, 1.0, [])
     graft.predict(MODEL, *photographs)  # without a candidate nobody else is asked
+    time.sleep(_WRITTEN_SECONDS)  # the candidate is looked for behind the answer
+    assert graft.shadow(MODEL)["comparisons"] == []
     graft.set_alias(MODEL, "shadow", 2)
     served = graft.predict(MODEL, *photographs)
     assert served["model"]["version"] == 1
@@ -74,7 +77,7 @@ def test_the_candidate_is_asked_behind_the_answer_and_compared(
         one["label"] == other["label"]
         for one, other in zip(served["predictions"], candidate["predictions"], strict=True)
     ]
-    time.sleep(3)  # longer than counts wait to be written
+    time.sleep(_WRITTEN_SECONDS)
     (pair,) = graft.shadow(MODEL)["comparisons"]
     assert pair["compared"] == len(photographs)
     assert pair["agreed"] == sum(same)
