@@ -46,11 +46,13 @@ _ONE_DATABASE_IS_ENOUGH = frozenset(
         "test_auto",
         "test_backup",
         "test_batch_predict",
+        "test_cancel",
         "test_command_line",
         "test_compose",
         "test_data_doctor",
         "test_evaluate",
         "test_exports",
+        "test_feedback",
         "test_inference_clients",
         "test_metrics",
         "test_mixed_load",
@@ -61,6 +63,7 @@ _ONE_DATABASE_IS_ENOUGH = frozenset(
         "test_run_files",
         "test_schemathesis",
         "test_serving_under_load",
+        "test_shadow",
         "test_trails",
     }
 )

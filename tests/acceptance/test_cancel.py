@@ -50,7 +50,7 @@ def test_running_job_is_cancelled_soon_and_frees_its_slot(
 def test_paused_job_frees_its_slot_and_goes_on_from_its_checkpoint(
     graft: Graft, service: RunningService, dataset_id: str
 ) -> None:
-    job = graft.submit(dataset_id, **{**SLOW, "parameters": {"epochs": 2}})
+    job = graft.submit(dataset_id, **{**SLOW, "parameters": {"epochs": 1}})
     until(lambda: graft.job(job["id"])["phase"] == "train", 60.0)
     graft.act(job["id"], "pause")
     until(lambda: graft.job(job["id"])["status"] == "paused", 30.0)
