@@ -39,7 +39,7 @@ def test_running_job_is_cancelled_soon_and_frees_its_slot(
     assert cancelled["status"] == "cancelled"
 
     graft.act(running["id"], "cancel")
-    until(lambda: graft.job(running["id"])["status"] == "cancelled", 20.0)  # 1 s, if idle
+    until(lambda: graft.job(running["id"])["status"] == "cancelled", 10.0)  # 1 s, if idle
     assert service.pids().get("train") != child
     assert graft.act(running["id"], "cancel")["status"] == "cancelled"  # idempotent
     with pytest.raises(GraftProblem) as refused:
